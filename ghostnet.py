@@ -1,0 +1,891 @@
+"""GhostNet on CIFAR-10: Ghost-ResNet-56 and Ghost-VGG-16, trained, counted and drawn by one script.
+
+A ghost module replaces a convolution: an ordinary convolution makes a few intrinsic feature maps, and a cheap
+depthwise convolution makes the others, their ghosts, from those. The idea, the networks and the numbers to compare
+with are those of Han et al., "GhostNet: More Features from Cheap Operations", https://arxiv.org/abs/1911.11907.
+
+    python ghostnet.py                                      the three ghost runs: gr_cosine, gr_multistep, gv_cosine
+    python ghostnet.py gr_cosine --epochs 30 --seed 1       one run with other constants, kept in a file of its own
+    python ghostnet.py --help                               every constant and its default
+    torchrun --nproc-per-node 2 ghostnet.py --seeds 0 1 2   many runs, spread over processes and GPUs
+
+A run continues where it was stopped, and a finished one is evaluated instead of trained again. At the end stand
+
+    resnet-56   flops: 127.93M -> 67.50M (1.90x)    params: 0.86M -> 0.44M (1.95x)
+    vgg-16      flops: 314.57M -> 159.22M (1.98x)   params: 14.99M -> 7.65M (1.96x)
+
+in the form of two reports, the Markdown table of all runs in checkpoints/, and the pictures in images/.
+"""
+
+import contextlib
+import io
+import itertools
+import math
+import os
+import pickle
+import platform
+import re
+import signal
+import statistics
+import sys
+import tempfile
+import time
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Literal
+
+import filelock
+import matplotlib.figure
+import thop
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import torchvision
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+# ------------------------------------------------------------------------------------------------------ constants
+
+
+class UserError(ValueError):
+    """Something that the user can mend: on the command line it is one line on stderr and exit code 2."""
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """All that defines a run: runs with equal constants are the same run."""
+
+    network: Literal["resnet56", "vgg16"] = "resnet56"
+    """the ordinary network whose convolutions become ghost modules"""
+    ratio: int = 2
+    """s, all maps / intrinsic maps; 1 keeps the ordinary convolutions"""
+    dw_kernel_size: int = 3
+    """d, kernel size of the cheap depthwise operation, odd"""
+    schedule: Literal["cosine", "multistep"] = "cosine"
+    """of the learning rate: cosine to zero, or divided by 10 at each milestone"""
+    milestones: tuple[int, ...] = (100, 150)
+    """epochs after which the multistep schedule divides the learning rate"""
+    epochs: int = 200
+    """passes over the training images"""
+    lr: float = 0.1
+    """learning rate of the first epoch"""
+    momentum: float = 0.9
+    """of SGD"""
+    weight_decay: float = 1e-4
+    """L2 penalty on every parameter"""
+    batch_size: int = 128
+    """images a step; the short last batch of an epoch is kept"""
+    seed: int = 0
+    """of the initialization, the data order and the augmentation"""
+
+    def __post_init__(self):
+        d, milestones = self.dw_kernel_size, self.milestones
+        require(1 <= self.ratio <= 512, f"--ratio must be from 1 to 512, not {self.ratio}")
+        require(1 <= d <= 63 and d % 2 == 1, f"--dw-kernel-size must be odd and from 1 to 63, not {d}")
+        require(1 <= self.epochs <= 10**6, f"--epochs must be from 1 to 1000000, not {self.epochs}")
+        require(1 <= self.batch_size <= 50_000, f"--batch-size must be from 1 to 50000, not {self.batch_size}")
+        require(0 < self.lr < math.inf, f"--lr must be positive and finite, not {self.lr}")
+        require(0 <= self.momentum < 1, f"--momentum must be from 0 to below 1, not {self.momentum}")
+        require(0 <= self.weight_decay < math.inf, f"--weight-decay must be from 0 and finite, not {self.weight_decay}")
+        require(0 <= self.seed < 2**63, f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
+        ascending = all(a < b for a, b in itertools.pairwise((0, *milestones, 10**7)))
+        require(ascending, f"--milestones must be positive and ascending, not {' '.join(map(str, milestones))}")
+
+    @property
+    def architecture(self) -> str:
+        return f"ghost-{self.network} s={self.ratio} d={self.dw_kernel_size}" if self.ratio > 1 else self.network
+
+
+EXPERIMENTS = {
+    "gr_cosine": Constants(),
+    "gr_multistep": Constants(schedule="multistep"),
+    "gv_cosine": Constants(network="vgg16", weight_decay=5e-4),
+    "resnet56": Constants(ratio=1),
+    "vgg16": Constants(network="vgg16", ratio=1, weight_decay=5e-4),
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Ghost-ResNet-56 and Ghost-VGG-16 on CIFAR-10. A constant given here overrides that of every named run."""
+
+    experiments: tyro.conf.Positional[tuple[Literal[*EXPERIMENTS], ...]] = ("gr_cosine", "gr_multistep", "gv_cosine")
+    """the runs"""
+    constants: tyro.conf.OmitArgPrefixes[Constants] = field(default_factory=Constants)
+    seeds: tuple[int, ...] = ()
+    """every named run once with each of these seeds"""
+    data_dir: Path = Path("data")
+    """folder of cifar-10-batches-py, which is downloaded when it is missing"""
+    checkpoint_dir: Path = Path("checkpoints")
+    """folder of the runs' files"""
+    image_dir: Path = Path("images")
+    """folder of the pictures"""
+    device: str = "auto"
+    """cuda, mps, cpu, or auto: the first of these that is there"""
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """of the training arithmetic; auto: bfloat16 where it is native, else float16 on CUDA and float32 elsewhere"""
+    cuda_graph: bool = True
+    """record the training step as one CUDA graph (CUDA only)"""
+    fresh: bool = False
+    """train from the start, replacing what the run's file holds"""
+
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training pixels, scaled to [0, 1]
+PADDING = 4  # zero pixels on each side, from which the random crop is taken
+PICTURE_IMAGE = 12  # test image in the ghost picture: a dog
+PICTURE_MODULE = 1  # its ghost module: the first block's first in ResNet-56, the second layer in VGG-16 (figure 4)
+
+# Top-1 accuracy in percent: in the paper's tables 3, 4 and 5 by architecture, and of the earlier reproduction that
+# this one follows by experiment (last epoch for VGG-16, best epoch on the test set for ResNet-56).
+PAPER = {"resnet56": 93.0, "ghost-resnet56 s=2 d=3": 92.7, "vgg16": 93.6, "ghost-vgg16 s=2 d=3": 93.7}
+EARLIER = {"gr_cosine": 92.20, "gr_multistep": 92.55, "gv_cosine": 93.60}
+
+# --------------------------------------------------------------------------------------------------- ghost module
+
+
+class GhostModule(nn.Module):
+    """Drop-in for nn.Conv2d that makes a part of its feature maps by a cheap operation (paper, section 3.1).
+
+    Takes the arguments of nn.Conv2d, which shape the primary convolution, and two more:
+        ratio: s >= 1; ceil(out_channels / s) maps are intrinsic, the others their ghosts
+        dw_kernel_size: d, odd; kernel of the depthwise convolution that makes the ghosts from the intrinsic maps
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, H', W') as nn.Conv2d. With groups, the number of intrinsic
+    maps is rounded up to a multiple of groups. There is no normalization or activation inside: the network's follow.
+    Raises ValueError for a ratio below 1, an even dw_kernel_size, and whatever nn.Conv2d refuses.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
+                 padding_mode="zeros", device=None, dtype=None, *, ratio: int = 2, dw_kernel_size: int = 3):  # fmt: skip
+        super().__init__()
+        require(isinstance(ratio, int) and ratio >= 1, f"ratio must be an integer from 1, not {ratio}")
+        odd = isinstance(dw_kernel_size, int) and dw_kernel_size > 0 and dw_kernel_size % 2 == 1
+        require(odd, f"dw_kernel_size must be odd and positive, not {dw_kernel_size}")
+        self.out_channels, self.ratio, self.dw_kernel_size = out_channels, ratio, dw_kernel_size
+        both = {"bias": bias, "padding_mode": padding_mode, "device": device, "dtype": dtype}
+        intrinsic = -(-out_channels // (ratio * groups)) * groups
+        self.primary_conv = nn.Conv2d(in_channels, intrinsic, kernel_size, stride, padding, dilation, groups, **both)
+        if ratio > 1:
+            ghosts, padding = intrinsic * (ratio - 1), dw_kernel_size // 2
+            self.cheap_operation = nn.Conv2d(
+                intrinsic, ghosts, dw_kernel_size, padding=padding, groups=intrinsic, **both
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.primary_conv(x)
+        if self.ratio > 1:
+            maps = torch.cat([maps, self.cheap_operation(maps)], dim=1)
+        return maps[:, : self.out_channels]
+
+
+def replace_conv_with_ghost(
+    model: nn.Module,
+    ratio: int = 2,
+    dw_kernel_size: int = 3,
+    keep: Collection[str] | Callable[[str, nn.Conv2d], bool] = (),
+) -> nn.Module:
+    """Replace every dense nn.Conv2d inside `model` by a GhostModule, in place, and return the model.
+
+    Kernel, stride, padding, dilation, device, dtype, mode and requires_grad stay; the weights start anew. A bias stays
+    too, except before a batch norm, which cancels it. Grouped and depthwise convolutions, subclasses of nn.Conv2d and
+    the insides of ghost modules are left alone, and so are the layers to `keep`: a collection of their names (those of
+    model.named_modules()) or a function of name and convolution. Raises ValueError or TypeError, the model unchanged,
+    for bad arguments, a ratio above a layer's out_channels, a lazy convolution, and when there is nothing to replace.
+    """
+    modules = list(model.named_modules(remove_duplicate=False))
+    if not callable(keep):
+        if isinstance(keep, str) or not isinstance(keep, Collection):
+            raise TypeError(f"keep must be a collection of layer names or a function, not {keep!r}")
+        unknown = set(keep) - {name for name, _ in modules}
+        require(not unknown, f"keep names layers that the model has not: {', '.join(sorted(map(str, unknown)))}")
+    inside = tuple(f"{name}." for name, module in modules if isinstance(module, GhostModule))
+    ghosts, places = {}, {}  # a convolution used in several places becomes one ghost module in as many
+    for (name, conv), (_, follower) in itertools.pairwise([*modules, ("", None)]):
+        if not (name and type(conv) in (nn.Conv2d, nn.LazyConv2d) and conv.groups == 1) or name.startswith(inside):
+            continue
+        if keep(name, conv) if callable(keep) else name in keep:
+            continue
+        require(type(conv) is nn.Conv2d, f"{name} is a lazy convolution: run a batch through the model first")
+        require(ratio <= conv.out_channels, f"{name} has {conv.out_channels} channels: lower ratio {ratio} or keep it")
+        cancelled = isinstance(follower, nn.BatchNorm2d) and follower.num_features == conv.out_channels
+        if conv not in ghosts:
+            try:
+                ghosts[conv] = GhostModule(
+                    conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+                    conv.groups, conv.bias is not None and not cancelled, conv.padding_mode, conv.weight.device,
+                    conv.weight.dtype, ratio=ratio, dw_kernel_size=dw_kernel_size
+                )  # fmt: skip
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{name} cannot be replaced: {error}") from None
+            ghosts[conv].train(conv.training).requires_grad_(conv.weight.requires_grad)
+        places[name] = ghosts[conv]
+    require(bool(places), "the model holds no dense nn.Conv2d to replace")
+    for name, ghost in places.items():
+        model.set_submodule(name, ghost)
+    return model
+
+
+# ------------------------------------------------------------------------------------------------------- networks
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 projection where the shape changes (He et al., 2016)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.Sequential()
+        if in_channels != out_channels:
+            projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """CIFAR ResNet with stages of 16, 32 and 64 channels: images (N, 3, 32, 32) -> logits (N, 10)."""
+
+    def __init__(self, blocks_per_stage: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        blocks, in_channels = [], 16
+        for out_channels in (16, 32, 64):
+            for _ in range(blocks_per_stage):
+                blocks.append(BasicBlock(in_channels, out_channels, stride=out_channels // in_channels))
+                in_channels = out_channels
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.blocks(F.relu(self.bn1(self.conv1(x))))
+        return self.fc(out.mean(dim=(2, 3)))
+
+
+def resnet56() -> nn.Module:
+    """The ordinary ResNet-56: 855,770 parameters, 439,914 with ghost modules (s=2, d=3)."""
+    return ResNet(blocks_per_stage=9)
+
+
+def vgg16() -> nn.Module:
+    """The ordinary VGG-16 with batch norm: 14,990,922 parameters, 7,650,474 with ghost modules (s=2, d=3)."""
+    layers, in_channels = [], 3
+    for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(depth):
+            layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            in_channels = width
+        layers.append(nn.MaxPool2d(2))
+    classifier = [nn.Dropout(), nn.Linear(512, 512), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(512, 10)]
+    parts = OrderedDict(features=nn.Sequential(*layers), flatten=nn.Flatten(), classifier=nn.Sequential(*classifier))
+    return nn.Sequential(parts)
+
+
+NETWORKS = {"resnet56": resnet56, "vgg16": vgg16}
+
+
+def build_network(constants: Constants) -> nn.Module:
+    model = NETWORKS[constants.network]()
+    return replace_conv_with_ghost(model, constants.ratio, constants.dw_kernel_size) if constants.ratio > 1 else model
+
+
+# ----------------------------------------------------------------------------------------------------------- data
+
+
+class Cifar10:
+    """CIFAR-10 as uint8 tensors on the device; batches are cropped, mirrored and normalized there by indexing."""
+
+    def __init__(self, root: Path, device: torch.device):
+        folder = root / torchvision.datasets.CIFAR10.base_folder
+        missing = not folder.exists()
+        try:
+            train, test = (torchvision.datasets.CIFAR10(root, part, download=missing) for part in (True, False))
+        except Exception as error:  # a RuntimeError for damage, all kinds for a download that fails
+            damaged = f"{folder} is damaged or incomplete: delete it, and the next start downloads it again"
+            absent = f"CIFAR-10 is not in {root} and cannot be downloaded ({error}): give its folder by --data-dir"
+            raise UserError(absent if missing else damaged) from None
+        self.classes = test.classes
+        self.train_images = F.pad(torch.from_numpy(train.data), (0, 0, *[PADDING] * 4)).to(device)  # (50000, 40, 40, 3)
+        self.test_images = torch.from_numpy(test.data).to(device)  # (10000, 32, 32, 3)
+        self.train_labels, self.test_labels = (torch.tensor(part.targets, device=device) for part in (train, test))
+        self.mean, self.std = (255 * torch.tensor(value, device=device).view(3, 1, 1) for value in (MEAN, STD))
+
+    def epoch_plan(self) -> Tensor:
+        """The random choices of one epoch, (N, 4): image index, top and left of the crop, mirrored; on the CPU."""
+        n = len(self.train_images)
+        top, left = torch.randint(2 * PADDING + 1, (2, n))
+        return torch.stack([torch.randperm(n), top, left, torch.randint(2, (n,))], dim=1)
+
+    def train_batch(self, plan: Tensor) -> tuple[Tensor, Tensor]:
+        """The augmented images (n, 3, 32, 32) and labels (n,) for n rows of the plan."""
+        index, top, left, mirrored = plan.unbind(1)
+        span = torch.arange(32, device=plan.device)
+        rows = top[:, None] + span
+        columns = left[:, None] + torch.where(mirrored[:, None] == 1, 31 - span, span)
+        images = self.train_images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return self.normalize(images), self.train_labels[index]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 (n, 32, 32, 3) -> float (n, 3, 32, 32) in channels_last order, zero mean and unit std."""
+        return (images.permute(0, 3, 1, 2) - self.mean) / self.std
+
+
+# ---------------------------------------------------------------------------------------------------- checkpoints
+
+VERSION = 1  # of a checkpoint's layout
+
+
+def write_atomically(path: Path, content: memoryview) -> None:
+    """Write beside and rename, so that a kill or a full disk leaves the previous file whole."""
+    beside = path.with_name(f"{path.name}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({error.strerror}): what it held is kept") from None
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    write_atomically(path, content.getbuffer())
+
+
+@contextlib.contextmanager
+def reading(path: Path):
+    """Whatever is wrong with a checkpoint is one clear line, and the file stays as it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds more than tensors and plain data and is not loaded: move it away") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{path} is no whole checkpoint of this script ({reason}): move it away") from None
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The checkpoint, on the CPU. Raises UserError where it is damaged, holds more than data, or is too new."""
+    with reading(path):
+        content = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(content) as archive:  # torch.load leaves the checksums that torch.save wrote unread
+            damaged = archive.testzip()
+        require(damaged is None, f"{path} is damaged (checksum of {damaged}): move it away")
+        content.seek(0)
+        checkpoint = torch.load(content, map_location="cpu", weights_only=True)
+        newer = checkpoint["version"] > VERSION
+        require(not newer, f"{path} is of version {checkpoint['version']}, newer than {VERSION}: update this script")
+        checkpoint["constants"] = Constants(**checkpoint["constants"])
+        checkpoint["finished"] = len(checkpoint["history"]) == checkpoint["constants"].epochs
+        checkpoint["seconds"] = sum(record["seconds"] for record in checkpoint["history"])
+        checkpoint["accuracy"] = checkpoint["history"][-1]["test_accuracy"]
+    return checkpoint
+
+
+def load_checkpoint(path: Path, constants: Constants) -> dict | None:
+    """The checkpoint of the run with these constants; None where there is no file."""
+    if not path.exists():
+        return None
+    checkpoint = read_checkpoint(path)
+    ours, theirs = asdict(constants), asdict(checkpoint["constants"])
+    other = [f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key]]
+    require(not other, f"{path} was trained with other constants ({'; '.join(other)}): use another --checkpoint-dir")
+    return checkpoint
+
+
+def load_network(path: Path, checkpoint: dict, device: torch.device) -> nn.Module:
+    """The network in training form with the checkpoint's weights, float32 and channels_last on the device."""
+    model = build_network(checkpoint["constants"])
+    with reading(path):
+        model.load_state_dict(checkpoint["model"])
+    return model.to(device, memory_format=torch.channels_last)
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM came; raised at the next step boundary."""
+
+
+SIGNALS = []  # those that came
+
+
+def check_signals() -> None:
+    if SIGNALS:
+        raise Stopped
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of --device; under torchrun LOCAL_RANK picks the GPU, and processes may share one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if name == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count()))
+        require(device.type in ("cuda", "mps", "cpu"), f"--device must be auto, cuda, mps or cpu, not {name}")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} is not there ({str(error).splitlines()[0]}): use auto or cpu") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":  # a T4 emulates bfloat16, slowly
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    native = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def hardware_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    return f"{name} {device.type.upper()}, {torch.get_num_threads()} threads"
+
+
+def duration(seconds: float) -> str:
+    unit, length = next(((u, n) for u, n in (("h", 3600), ("min", 60)) if seconds >= n), ("s", 1))
+    return f"{seconds / length:.1f} {unit}"
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, constants: Constants) -> torch.optim.lr_scheduler.LRScheduler:
+    if constants.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=constants.epochs)
+    return torch.optim.lr_scheduler.MultiStepLR(optimizer, list(constants.milestones), gamma=0.1)
+
+
+def evaluate(model: nn.Module, data: Cifar10, precision: torch.dtype = torch.float32) -> float:
+    """Top-1 accuracy in percent on the test images, one central view each."""
+    model.eval()
+    device = data.test_labels.device
+    size = 250 if device.type == "cpu" else 2000  # what a CPU's cache holds, and what fills a GPU
+    correct = torch.zeros((), dtype=torch.long, device=device)
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        for images, labels in zip(data.test_images.split(size), data.test_labels.split(size), strict=True):
+            check_signals()
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                logits = model(data.normalize(images))
+            correct += (logits.argmax(1) == labels).sum()
+    return 100 * correct.item() / len(data.test_labels)
+
+
+class CudaGraphStep:
+    """Runs a training step as one CUDA graph. A reader may skip it: it changes the speed and nothing else.
+
+    These networks are bound by kernel launches, and a recorded step launches once. The first full batches run plainly,
+    while cudnn chooses its kernels; then the step is recorded, which executes nothing, and from there on replayed. Plan
+    and learning rate reach the recorded kernels through tensors that keep their place. A batch of another size, the
+    last of an epoch, runs plainly.
+    """
+
+    def __init__(self, step: Callable[[Tensor], None], optimizer: torch.optim.SGD, batch_size: int):
+        self.step, self.group, self.graph, self.plain_steps = step, optimizer.param_groups[0], None, 5
+        self.plan = torch.zeros(batch_size, 4, dtype=torch.long, device="cuda")
+        self.lr = torch.zeros((), device="cuda")
+
+    def __call__(self, plan: Tensor) -> None:
+        if self.graph is None and len(plan) == len(self.plan):
+            self.plain_steps -= 1
+            if self.plain_steps < 0:
+                self.record()
+        if self.graph is None or len(plan) != len(self.plan):
+            return self.step(plan)
+        self.plan.copy_(plan)
+        self.lr.fill_(self.group["lr"])
+        self.graph.replay()
+
+    def record(self) -> None:
+        lr, self.group["lr"] = self.group["lr"], self.lr
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.step(self.plan)
+            self.graph = graph
+        except RuntimeError as error:
+            print(f"ghostnet.py: no CUDA graph, training goes on without it ({error})", file=sys.stderr)
+            self.plain_steps = math.inf
+        self.group["lr"] = lr
+
+
+def train(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -> dict:
+    """Train a run from where its checkpoint stands, or from the start, to the last epoch; returns that checkpoint."""
+    device, path = data.train_images.device, arguments.checkpoint_dir / f"{run}.pth"
+    precision = pick_precision(arguments.precision, device)
+    checkpoint = None if arguments.fresh else load_checkpoint(path, constants)
+    if checkpoint and checkpoint["finished"]:
+        return checkpoint
+    torch.manual_seed(constants.seed)
+    model = build_network(constants).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), constants.lr, constants.momentum, weight_decay=constants.weight_decay, fused=True
+    )
+    for parameter in model.parameters():  # zero by hand: torch leaves it undefined if float16 overflows in step one
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    scheduler = build_schedule(optimizer, constants)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    rng = {"cpu": torch} if device.type == "cpu" else {"cpu": torch, device.type: getattr(torch, device.type)}
+    history = []
+    if checkpoint:
+        with reading(path):
+            history = checkpoint["history"]
+            for name, value in stateful.items():
+                value.load_state_dict(checkpoint[name])
+            for name in rng.keys() & checkpoint["rng"].keys():
+                rng[name].set_rng_state(checkpoint["rng"][name])
+    n = len(data.train_labels)
+    tally = torch.zeros(2, device=device)  # summed loss and hits of an epoch: read once, at its end
+
+    def step(plan: Tensor) -> None:
+        images, labels = data.train_batch(plan)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            logits = model(images)
+            loss = F.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        tally.add_(torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()]))
+
+    if device.type == "cuda" and arguments.cuda_graph:
+        step = CudaGraphStep(step, optimizer, constants.batch_size)
+    quiet = True if "RANK" in os.environ else None  # None: tqdm asks whether there is a terminal
+    done, total = len(history) * n, constants.epochs * n
+    with tqdm(desc=run, initial=done, total=total, unit="img", unit_scale=True, disable=quiet) as bar:
+        for epoch in range(len(history) + 1, constants.epochs + 1):
+            start, lr = time.perf_counter(), scheduler.get_last_lr()[0]
+            model.train()
+            tally.zero_()
+            for plan in data.epoch_plan().to(device).split(constants.batch_size):
+                check_signals()
+                step(plan)
+                bar.update(len(plan))
+            scheduler.step()
+            loss, train_accuracy = (tally / n).tolist()
+            speed = n / (time.perf_counter() - start)
+            floats = [value for value in model.state_dict().values() if value.is_floating_point()]
+            if not math.isfinite(loss + torch.nn.utils.get_total_norm(floats)):
+                kept = f"{path} keeps epoch {epoch - 1}" if history else "nothing was saved"
+                raise UserError(f"{run}: the loss is not finite in epoch {epoch}; {kept}: try a smaller --lr")
+            finished = epoch == constants.epochs
+            if finished:
+                model.half().float()  # the file will hold float16: what is measured is what that can do
+            test_accuracy = evaluate(model, data, torch.float32 if finished else precision)
+            seconds = time.perf_counter() - start
+            history.append({"epoch": epoch, "lr": lr, "loss": loss, "train_accuracy": 100 * train_accuracy,
+                            "test_accuracy": test_accuracy, "seconds": seconds})  # fmt: skip
+            checkpoint = {"version": VERSION, "run": run, "constants": asdict(constants), "history": history,
+                          "hardware": hardware_name(device), "precision": str(precision).removeprefix("torch."),
+                          "torch": str(torch.__version__), "date": date.today().isoformat()}  # fmt: skip
+            if finished:
+                weights = model.state_dict()
+                checkpoint["model"] = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+            else:
+                checkpoint |= {name: value.state_dict() for name, value in stateful.items()}
+                checkpoint["rng"] = {name: module.get_rng_state() for name, module in rng.items()}
+            save_checkpoint(path, checkpoint)
+            left = duration((constants.epochs - epoch) * seconds)
+            line = f"epoch {epoch}/{constants.epochs}, loss {loss:.4f}, train {100 * train_accuracy:.2f}%, "
+            line += f"test {test_accuracy:.2f}%"
+            bar.set_postfix_str(line)
+            if bar.disable:
+                print(f"{run}: {line}, {speed:,.0f} img/s, {left} left", flush=True)
+            if epoch == 1 and (constants.epochs - 1) * seconds > 3600:
+                tqdm.write(f"{run}: {constants.epochs} epochs take about {left} here; --epochs sets a shorter schedule")
+    return read_checkpoint(path)
+
+
+# ------------------------------------------------------------------------------------------------ report and table
+
+
+def count(model: nn.Module, *inputs) -> dict[str, tuple[float, float]]:
+    """FLOPs (multiply-adds, as in the paper) and parameters of every module by name, "" for the whole (by thop)."""
+    flops, params, tree = thop.profile(model, inputs=inputs, verbose=False, ret_layer_info=True)
+    counts = {"": (flops, params)}
+
+    def walk(prefix: str, children: dict) -> None:
+        for name, (flops, params, grandchildren) in children.items():
+            counts[prefix + name] = flops, params
+            walk(f"{prefix}{name}.", grandchildren)
+
+    walk("", tree)
+    return counts
+
+
+def report(name: str, ordinary: nn.Module, ghost: nn.Module, *inputs, per_layer: bool = True) -> None:
+    """Print FLOPs and parameters of a network and of the same network with ghost modules, for one pass of inputs."""
+    before, after = count(ordinary, *inputs), count(ghost, *inputs)
+    if per_layer:
+        for layer in (layer for layer, module in ghost.named_modules() if isinstance(module, GhostModule)):
+            (f0, p0), (f1, p1) = before[layer], after[layer]
+            print(f"{layer}: flops {f0 / 1e6:.2f}M -> {f1 / 1e6:.2f}M, params {p0:,.0f} -> {p1:,.0f}")
+    (f0, p0), (f1, p1) = before[""], after[""]
+    for title, f, p in ((f"standard {name}", f0, p0), (f"ghost-{name}", f1, p1)):
+        print(f"measuring {title}...\n  flops: {f / 1e6:.2f}M\n  params: {p / 1e6:.2f}M\n")
+    print(f"results:\n  flops reduction: {f0 / f1:.2f}x (paper claims ~2x)")
+    print(f"  param reduction: {p0 / p1:.2f}x (paper claims ~2x)\n")
+
+
+def results_table(checkpoints: list[dict]) -> str:
+    """The Markdown table of all runs; the seeds of one run share a row as mean ± standard deviation (n)."""
+
+    def spread(values: list[float]) -> str:
+        mean, n = f"{statistics.mean(values):.2f}", len(values)
+        return mean if n == 1 else f"{mean} ± {statistics.stdev(values):.2f} (n={n})"
+
+    groups = {}
+    for checkpoint in checkpoints:
+        groups.setdefault((replace(checkpoint["constants"], seed=0), len(checkpoint["history"])), []).append(checkpoint)
+    lines = []
+    for number, ((c, epochs), seeds) in enumerate(groups.items(), start=1):
+        flops, params = count(build_network(c), torch.zeros(1, 3, 32, 32))[""]
+        ghost = c.ratio > 1
+        row = {
+            "no.": number,
+            "network": c.architecture.split()[0],
+            "ratio(s)": c.ratio if ghost else "–",
+            "kernel(d)": c.dw_kernel_size if ghost else "–",
+            "optimizer": "SGD",
+            "lr_scheduler": "CosineAnnealing" if c.schedule == "cosine" else f"MultiStepLR{c.milestones}",
+            "accuracy(ours), last epoch": spread([checkpoint["accuracy"] for checkpoint in seeds]),
+            "best epoch, chosen on test": spread([max(r["test_accuracy"] for r in s["history"]) for s in seeds]),
+            "accuracy(earlier)": next((EARLIER[name] for name in EARLIER if EXPERIMENTS[name] == c), "–"),
+            "accuracy(paper)": PAPER.get(c.architecture, "–"),
+            "params": f"{params / 1e6:.2f}M",
+            "MACs": f"{flops / 1e6:.1f}M",
+            "epochs": epochs if epochs == c.epochs else f"{epochs} of {c.epochs}",
+            "trained on": seeds[0]["hardware"],
+            "time": duration(statistics.mean(checkpoint["seconds"] for checkpoint in seeds)),
+            "file": f"{seeds[0]['run']}.pth",
+        }
+        if not lines:
+            lines = [f"| {' | '.join(row)} |", "|" + " --- |" * len(row)]
+        lines.append(f"| {' | '.join(map(str, row.values()))} |")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------------- pictures
+
+
+def save_picture(figure: matplotlib.figure.Figure, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    write_atomically(path, content.getbuffer())
+    print(f"saved {path}")
+
+
+def draw_ghosts(run: str, model: nn.Module, data: Cifar10, path: Path) -> None:
+    """One test image and the intrinsic maps, learned kernels and ghosts of one ghost module (paper, figure 4)."""
+    name, module = [(n, m) for n, m in model.named_modules() if isinstance(m, GhostModule)][PICTURE_MODULE]
+    outputs = []
+    hook = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output[0].float().cpu()))
+    model.eval()
+    with torch.inference_mode():
+        logits = model(data.normalize(data.test_images[PICTURE_IMAGE, None]))
+    hook.remove()
+    probability, predicted = logits[0].softmax(0).max(0)
+    m = module.primary_conv.out_channels
+    intrinsic, ghosts = outputs[0][:m], outputs[0][m:]
+    kernels = module.cheap_operation.weight.detach()[:, 0].float().cpu()
+    columns, limit = min(8, len(ghosts)), kernels.abs().max()
+
+    figure = matplotlib.figure.Figure(figsize=(15, 5.8), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 3.6))
+    photo = left.subplots()
+    photo.imshow(data.test_images[PICTURE_IMAGE].cpu())
+    photo.set_title(f"test image {PICTURE_IMAGE}: {data.classes[data.test_labels[PICTURE_IMAGE]]}", fontsize=13)
+    photo.set_xlabel(f"predicted: {data.classes[predicted]} ({100 * probability:.1f}%)", fontsize=13)
+    photo.set(xticks=[], yticks=[])
+    grid = right.subplots(3, columns, squeeze=False)
+    for i in range(columns):
+        source, d = intrinsic[i // (module.ratio - 1)], module.dw_kernel_size
+        correlation = torch.corrcoef(torch.stack([source.flatten(), ghosts[i].flatten()]))[0, 1]
+        grid[0, i].imshow(source, cmap="gray")
+        kernel = grid[1, i].imshow(kernels[i], cmap="RdBu_r", vmin=-limit, vmax=limit)
+        grid[2, i].imshow(ghosts[i], cmap="gray")
+        grid[2, i].set_xlabel(f"correlation\n{correlation:+.2f}", fontsize=11)
+        titles = ("intrinsic map\n(primary_conv)", f"{d}×{d} kernel\n(depthwise)", "ghost map\n(cheap_operation)")
+        for axes, title, color in zip(grid[:, i], titles, ("C0", "black", "C2"), strict=True):
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(color=color, linewidth=2)
+            if i == 0:
+                axes.set_ylabel(title, color=color, fontsize=12)
+    right.colorbar(kernel, ax=grid[1, :], aspect=12)
+    right.suptitle(f"{run}, layer {name}: {columns} of its {len(ghosts)} ghosts", fontsize=13)
+    save_picture(figure, path)
+
+
+def draw_curves(checkpoints: list[dict], path: Path) -> None:
+    """Test accuracy and training loss of every run by epoch, with the paper's accuracies as lines."""
+    figure = matplotlib.figure.Figure(figsize=(13, 5), layout="constrained")
+    accuracy, loss = figure.subplots(1, 2)
+    for checkpoint in checkpoints:
+        epochs = [record["epoch"] for record in checkpoint["history"]]
+        for axes, key in ((accuracy, "test_accuracy"), (loss, "loss")):
+            axes.plot(epochs, [record[key] for record in checkpoint["history"]], label=checkpoint["run"])
+    for name in sorted(PAPER.keys() & {checkpoint["constants"].architecture for checkpoint in checkpoints}):
+        label = f"paper, {name}: {PAPER[name]}%"
+        accuracy.axhline(PAPER[name], linestyle="--", linewidth=1, color="0.4", label=label)
+    accuracy.set(xlabel="epoch", ylabel="test accuracy (%)")
+    accuracy.legend(loc="lower right")
+    loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    for axes in (accuracy, loss):
+        axes.grid(alpha=0.3)
+    save_picture(figure, path)
+
+
+# ----------------------------------------------------------------------------------------------------------- main
+
+
+def command_line() -> tuple[Arguments, dict[str, Constants]]:
+    """The arguments, and the constants of every run by its name, in which each overridden constant shows."""
+
+    def parse(default: Arguments) -> Arguments:
+        complaint = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(complaint):
+                return tyro.cli(Arguments, default=default)
+        except SystemExit as stop:
+            if not stop.code:  # --help
+                raise
+        boxed = re.sub(r"\x1b\[[0-9;]*m", "", complaint.getvalue()).splitlines()[1:]  # title, text, hints
+        text = " ".join(line.strip("│╰╯─ ") for line in boxed)
+        text = re.split("Argument helptext|For full helptext", text)[0].removeprefix("Error parsing constants: ")
+        raise UserError(f"{text.strip()}; see --help")
+
+    arguments = parse(Arguments())
+    runs = {}
+    for experiment in arguments.experiments:
+        constants = parse(replace(arguments, constants=EXPERIMENTS[experiment])).constants
+        for seed in arguments.seeds or [constants.seed]:
+            seeded = replace(constants, seed=seed)
+            named = asdict(EXPERIMENTS[experiment])
+            changed = {key: value for key, value in asdict(seeded).items() if value != named[key]}
+            parts = (f"-{k}{'_'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items())
+            runs[experiment + "".join(parts)] = seeded
+            with torch.device("meta"):  # refuses what the network cannot be, before anything starts
+                build_network(seeded)
+    return arguments, runs
+
+
+def prepare_folder(folder: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): name another folder by {option}") from None
+
+
+def complete(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -> None:
+    """Train the run unless its file is finished, then evaluate the weights in that file, and say what came out."""
+    path = arguments.checkpoint_dir / f"{run}.pth"
+    try:
+        with filelock.FileLock(path.with_name(f".{run}.lock"), timeout=0):
+            done = train(run, constants, data, arguments)
+    except filelock.Timeout:
+        raise UserError(f"{run} is being trained by another process: let that one finish it") from None
+    how = f"{done['hardware']}, {done['precision']}, torch {done['torch']}, {done['date']}"
+    print(f"{run}: complete, {constants.epochs} epochs in {duration(done['seconds'])} ({how}); --fresh trains it anew")
+    if "model" in done:
+        accuracy = evaluate(load_network(path, done, data.test_images.device), data)
+        print(f"{run}: test accuracy {accuracy:.2f}% now, {done['accuracy']:.2f}% when trained", flush=True)
+    else:
+        print(f"{run}: test accuracy {done['accuracy']:.2f}% when trained; the file holds no weights", flush=True)
+
+
+def main() -> None:
+    arguments, runs = command_line()
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+    device = pick_device(arguments.device)
+    prepare_folder(arguments.checkpoint_dir, "--checkpoint-dir")
+    prepare_folder(arguments.image_dir, "--image-dir")
+    if world > 1:
+        dist.init_process_group("gloo", timeout=timedelta(days=365))
+    if rank > 0:  # the first process downloads, the others wait
+        dist.barrier()
+    data = Cifar10(arguments.data_dir, device)
+    if rank == 0 and world > 1:
+        dist.barrier()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _frame: SIGNALS.append(number))
+
+    failed = []
+    for run, constants in list(runs.items())[rank::world]:
+        try:
+            complete(run, constants, data, arguments)
+        except UserError as error:  # the other runs go on
+            print(f"ghostnet.py: {error}", file=sys.stderr, flush=True)
+            failed.append(run)
+    if world > 1:
+        failures = [[]] * world
+        try:
+            dist.all_gather_object(failures, failed)
+        except RuntimeError:
+            raise UserError("another process ended early: the same command continues") from None
+        failed = [run for runs_of_rank in failures for run in runs_of_rank]
+    if rank == 0:
+        for name, network in (("resnet-56", resnet56), ("vgg-16", vgg16)):
+            ghost = replace_conv_with_ghost(network())
+            report(name, network(), ghost, torch.zeros(1, 3, 32, 32), per_layer=False)
+        summarize(runs, data, arguments)
+    if failed:
+        sys.exit(2)
+
+
+def summarize(runs: dict[str, Constants], data: Cifar10, arguments: Arguments) -> None:
+    """Print the table of all runs in the checkpoint folder and draw the pictures."""
+    checkpoints = {}
+    for path in sorted(arguments.checkpoint_dir.glob("*.pth")):
+        try:
+            checkpoints[path.stem] = read_checkpoint(path)
+        except UserError as error:
+            print(f"ghostnet.py: not in the table: {error}", file=sys.stderr)
+    if not checkpoints:
+        return
+    print(results_table(list(checkpoints.values())), end="\n\n")
+    draw_curves(list(checkpoints.values()), arguments.image_dir / "training_curves.png")
+    for run in runs:
+        checkpoint = checkpoints.get(run, {})
+        if checkpoint.get("finished") and "model" in checkpoint and checkpoint["constants"].ratio > 1:
+            path = arguments.checkpoint_dir / f"{run}.pth"
+            model = load_network(path, checkpoint, data.test_images.device)
+            return draw_ghosts(run, model, data, arguments.image_dir / "ghost_visualization.png")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, OSError) as error:
+        print(f"ghostnet.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (Stopped, KeyboardInterrupt):
+        number = SIGNALS[0] if SIGNALS else signal.SIGINT
+        print(f"ghostnet.py: stopped by {signal.Signals(number).name}: the same command continues", file=sys.stderr)
+        sys.exit(128 + number)
