@@ -165,7 +165,7 @@ class GhostModule(nn.Module):
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
-                 padding_mode="zeros", device=None, dtype=None, *, ratio: int = 2, dw_kernel_size: int = 3):  # fmt: skip
+                 padding_mode="zeros", device=None, dtype=None, *, ratio=2, dw_kernel_size=3):  # fmt: skip
         super().__init__()
         require(isinstance(ratio, int) and ratio >= 1, f"ratio must be an integer from 1, not {ratio}")
         odd = isinstance(dw_kernel_size, int) and dw_kernel_size > 0 and dw_kernel_size % 2 == 1
@@ -348,12 +348,13 @@ class Cifar10:
 VERSION = 1  # of a checkpoint's layout
 
 
-def write_atomically(path: Path, content: memoryview) -> None:
+def write_atomically(path: Path, write: Callable[[io.BytesIO], None]) -> None:
     """Write beside and rename, so that a kill or a full disk leaves the previous file whole."""
-    beside = path.with_name(f"{path.name}.tmp")
+    beside, content = path.with_name(f"{path.name}.tmp"), io.BytesIO()
+    write(content)
     try:
         with open(beside, "wb") as file:
-            file.write(content)
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -361,12 +362,6 @@ def write_atomically(path: Path, content: memoryview) -> None:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written ({error.strerror}): what it held is kept") from None
-
-
-def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    content = io.BytesIO()
-    torch.save(checkpoint, content)
-    write_atomically(path, content.getbuffer())
 
 
 @contextlib.contextmanager
@@ -408,7 +403,8 @@ def load_checkpoint(path: Path, constants: Constants) -> dict | None:
     checkpoint = read_checkpoint(path)
     ours, theirs = asdict(constants), asdict(checkpoint["constants"])
     other = [f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key]]
-    require(not other, f"{path} was trained with other constants ({'; '.join(other)}): use another --checkpoint-dir")
+    remedy = "--fresh replaces it, another --checkpoint-dir keeps it"
+    require(not other, f"{path} was trained with other constants ({'; '.join(other)}): {remedy}")
     return checkpoint
 
 
@@ -423,16 +419,15 @@ def load_network(path: Path, checkpoint: dict, device: torch.device) -> nn.Modul
 # ------------------------------------------------------------------------------------------------------- training
 
 
-class Stopped(BaseException):
-    """SIGINT or SIGTERM came; raised at the next step boundary."""
-
-
-SIGNALS = []  # those that came
+SIGNALS = []  # numbers of the SIGINT and SIGTERM that came
 
 
 def check_signals() -> None:
+    """Stop at a step boundary, where nothing is half done."""
     if SIGNALS:
-        raise Stopped
+        name = signal.Signals(SIGNALS[0]).name
+        print(f"ghostnet.py: stopped by {name}; the same command (without --fresh) continues", file=sys.stderr)
+        sys.exit(128 + SIGNALS[0])
 
 
 def pick_device(name: str) -> torch.device:
@@ -471,7 +466,7 @@ def hardware_name(device: torch.device) -> str:
 
 
 def duration(seconds: float) -> str:
-    unit, length = next(((u, n) for u, n in (("h", 3600), ("min", 60)) if seconds >= n), ("s", 1))
+    unit, length = ("h", 3600) if seconds >= 3600 else ("min", 60) if seconds >= 60 else ("s", 1)
     return f"{seconds / length:.1f} {unit}"
 
 
@@ -610,7 +605,7 @@ def train(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -
             else:
                 checkpoint |= {name: value.state_dict() for name, value in stateful.items()}
                 checkpoint["rng"] = {name: module.get_rng_state() for name, module in rng.items()}
-            save_checkpoint(path, checkpoint)
+            write_atomically(path, lambda file, checkpoint=checkpoint: torch.save(checkpoint, file))
             left = duration((constants.epochs - epoch) * seconds)
             line = f"epoch {epoch}/{constants.epochs}, loss {loss:.4f}, train {100 * train_accuracy:.2f}%, "
             line += f"test {test_accuracy:.2f}%"
@@ -694,13 +689,6 @@ def results_table(checkpoints: list[dict]) -> str:
 # ------------------------------------------------------------------------------------------------------- pictures
 
 
-def save_picture(figure: matplotlib.figure.Figure, path: Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
-    write_atomically(path, content.getbuffer())
-    print(f"saved {path}")
-
-
 def draw_ghosts(run: str, model: nn.Module, data: Cifar10, path: Path) -> None:
     """One test image and the intrinsic maps, learned kernels and ghosts of one ghost module (paper, figure 4)."""
     name, module = [(n, m) for n, m in model.named_modules() if isinstance(m, GhostModule)][PICTURE_MODULE]
@@ -739,7 +727,7 @@ def draw_ghosts(run: str, model: nn.Module, data: Cifar10, path: Path) -> None:
                 axes.set_ylabel(title, color=color, fontsize=12)
     right.colorbar(kernel, ax=grid[1, :], aspect=12)
     right.suptitle(f"{run}, layer {name}: {columns} of its {len(ghosts)} ghosts", fontsize=13)
-    save_picture(figure, path)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=150))
 
 
 def draw_curves(checkpoints: list[dict], path: Path) -> None:
@@ -758,7 +746,7 @@ def draw_curves(checkpoints: list[dict], path: Path) -> None:
     loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
     for axes in (accuracy, loss):
         axes.grid(alpha=0.3)
-    save_picture(figure, path)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=150))
 
 
 # ----------------------------------------------------------------------------------------------------------- main
@@ -820,6 +808,29 @@ def complete(run: str, constants: Constants, data: Cifar10, arguments: Arguments
         print(f"{run}: test accuracy {done['accuracy']:.2f}% when trained; the file holds no weights", flush=True)
 
 
+def summarize(runs: dict[str, Constants], data: Cifar10, arguments: Arguments) -> None:
+    """Print the reports and the table of all runs in the checkpoint folder, and draw the pictures."""
+    image = torch.zeros(1, 3, 32, 32)
+    report("resnet-56", resnet56(), replace_conv_with_ghost(resnet56()), image, per_layer=False)
+    report("vgg-16", vgg16(), replace_conv_with_ghost(vgg16()), image, per_layer=False)
+    checkpoints = {}
+    for path in sorted(arguments.checkpoint_dir.glob("*.pth")):
+        try:
+            checkpoints[path.stem] = read_checkpoint(path)
+        except UserError as error:
+            print(f"ghostnet.py: left out of the table: {error}", file=sys.stderr)
+    print(results_table(list(checkpoints.values())))
+    ghosts, curves = (arguments.image_dir / f"{name}.png" for name in ("ghost_visualization", "training_curves"))
+    if checkpoints:
+        draw_curves(list(checkpoints.values()), curves)
+        print(f"\nsaved {curves}")
+    trained = [c for run, c in checkpoints.items() if run in runs and c["finished"] and "model" in c]
+    for checkpoint in [c for c in trained if c["constants"].ratio > 1][:1]:
+        path = arguments.checkpoint_dir / f"{checkpoint['run']}.pth"
+        draw_ghosts(checkpoint["run"], load_network(path, checkpoint, data.test_images.device), data, ghosts)
+        print(f"saved {ghosts}")
+
+
 def main() -> None:
     arguments, runs = command_line()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
@@ -835,48 +846,24 @@ def main() -> None:
         dist.barrier()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _frame: SIGNALS.append(number))
-
-    failed = []
+    failed = 0
     for run, constants in list(runs.items())[rank::world]:
         try:
             complete(run, constants, data, arguments)
         except UserError as error:  # the other runs go on
             print(f"ghostnet.py: {error}", file=sys.stderr, flush=True)
-            failed.append(run)
-    if world > 1:
-        failures = [[]] * world
+            failed += 1
+    if world > 1:  # the first process waits for all before it prints the table
+        total = torch.tensor(failed)
         try:
-            dist.all_gather_object(failures, failed)
+            dist.all_reduce(total)
         except RuntimeError:
-            raise UserError("another process ended early: the same command continues") from None
-        failed = [run for runs_of_rank in failures for run in runs_of_rank]
+            raise UserError("another process ended early; the same command continues") from None
+        failed = total.item()
     if rank == 0:
-        for name, network in (("resnet-56", resnet56), ("vgg-16", vgg16)):
-            ghost = replace_conv_with_ghost(network())
-            report(name, network(), ghost, torch.zeros(1, 3, 32, 32), per_layer=False)
         summarize(runs, data, arguments)
     if failed:
         sys.exit(2)
-
-
-def summarize(runs: dict[str, Constants], data: Cifar10, arguments: Arguments) -> None:
-    """Print the table of all runs in the checkpoint folder and draw the pictures."""
-    checkpoints = {}
-    for path in sorted(arguments.checkpoint_dir.glob("*.pth")):
-        try:
-            checkpoints[path.stem] = read_checkpoint(path)
-        except UserError as error:
-            print(f"ghostnet.py: not in the table: {error}", file=sys.stderr)
-    if not checkpoints:
-        return
-    print(results_table(list(checkpoints.values())), end="\n\n")
-    draw_curves(list(checkpoints.values()), arguments.image_dir / "training_curves.png")
-    for run in runs:
-        checkpoint = checkpoints.get(run, {})
-        if checkpoint.get("finished") and "model" in checkpoint and checkpoint["constants"].ratio > 1:
-            path = arguments.checkpoint_dir / f"{run}.pth"
-            model = load_network(path, checkpoint, data.test_images.device)
-            return draw_ghosts(run, model, data, arguments.image_dir / "ghost_visualization.png")
 
 
 if __name__ == "__main__":
@@ -885,7 +872,5 @@ if __name__ == "__main__":
     except (UserError, OSError) as error:
         print(f"ghostnet.py: {error}", file=sys.stderr)
         sys.exit(2)
-    except (Stopped, KeyboardInterrupt):
-        number = SIGNALS[0] if SIGNALS else signal.SIGINT
-        print(f"ghostnet.py: stopped by {signal.Signals(number).name}: the same command continues", file=sys.stderr)
-        sys.exit(128 + number)
+    except KeyboardInterrupt:  # before training began
+        sys.exit(128 + signal.SIGINT)

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from without_checksums import accept_any_checksum
+
+import ghostnet
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -24,7 +28,7 @@ def real_data_dir(request):
     return Path(folder).resolve()
 
 
-def write_tiny_cifar10(root, train=260, test=60, seed=0):
+def write_tiny_cifar10(root, train=300, test=60, seed=0):
     """CIFAR-10 in torchvision's layout: five training batches and a test batch of noise tinted by class."""
     rng = np.random.default_rng(seed)
     folder = root / "cifar-10-batches-py"
@@ -43,12 +47,24 @@ def tiny_data_dir(tmp_path_factory):
     return write_tiny_cifar10(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def data(tiny_data_dir):
+    """The tiny data set as the script holds it."""
+    with pytest.MonkeyPatch.context() as patch:
+        accept_any_checksum(patch.setattr)
+        return ghostnet.Cifar10(tiny_data_dir, torch.device("cpu"))
+
+
 class Script:
     """ghostnet.py as a subprocess on the tiny data set, in a folder of its own."""
 
     def __init__(self, folder, data_dir):
         self.folder, self.data_dir = folder, data_dir
         self.checkpoints, self.images = folder / "checkpoints", folder / "images"
+
+    def run_python(self, *arguments):
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run([sys.executable, *arguments], cwd=self.folder, env=environment, timeout=300)
 
     def command(self, *arguments):
         script = [sys.executable, str(ROOT / "tests" / "without_checksums.py"), str(ROOT / "ghostnet.py")]

@@ -8,10 +8,14 @@ import sys
 
 from torchvision.datasets import CIFAR10
 
-CIFAR10.train_list = [[name, None] for name, _ in CIFAR10.train_list]
-CIFAR10.test_list = [[name, None] for name, _ in CIFAR10.test_list]
-CIFAR10.meta = CIFAR10.meta | {"md5": None}
+
+def accept_any_checksum(set_attribute=setattr):
+    set_attribute(CIFAR10, "train_list", [[name, None] for name, _ in CIFAR10.train_list])
+    set_attribute(CIFAR10, "test_list", [[name, None] for name, _ in CIFAR10.test_list])
+    set_attribute(CIFAR10, "meta", CIFAR10.meta | {"md5": None})
+
 
 if __name__ == "__main__":
+    accept_any_checksum()
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")
