@@ -6,8 +6,8 @@
 What is compared is timed by turns (A, B, A, B, ...). Tables show medians, in parentheses the range of a turn's ratios.
 
 "ours" is the step that ghostnet.train takes: TrainingStep, on CUDA within CudaGraphStep. A pass draws its plan as an
-epoch does; progress bar, check for signals, evaluation and checkpoint are not timed. "usual" is the loop
-of most CIFAR-10 scripts: DataLoader with 2 workers, PIL transforms, float32, NCHW, eager, plain SGD, cudnn's defaults,
+epoch does; progress bar, check for signals, evaluation and checkpoint are not timed. "usual" is the loop of most
+CIFAR-10 scripts: DataLoader with 2 workers, PIL transforms, float32, NCHW, eager, plain SGD, cudnn's defaults,
 loss.item() every step. Its workers stay alive and warm; they rest before each turn, so that a few batches lie ready
 when its time starts, which favours it.
 
@@ -111,23 +111,52 @@ def print_table(title: str, header: str, rows: list[tuple]) -> None:
         print(*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows), sep="\n", flush=True)
 
 
+def now(device: torch.device) -> float:
+    getattr(torch, device.type).synchronize()
+    return time.perf_counter()
+
+
+class PartedStep(ghostnet.TrainingStep):
+    """The training step with a mark before each of its four parts and one after the last."""
+
+    def __init__(self, constants: ghostnet.Constants, data: ghostnet.Cifar10, precision: torch.dtype):
+        super().__init__(constants, copy.copy(data), precision)
+        self.device = data.train_labels.device
+        self.cuda = self.device.type == "cuda"  # external: these events can be recorded within a CUDA graph, too
+        self.marks = [torch.cuda.Event(enable_timing=True, external=True) if self.cuda else 0.0 for _ in range(5)]
+        begins = (self.data, "train_batch"), (self, "model"), (self.optimizer, "zero_grad"), (self.scaler, "step")
+        for i, (owner, name) in enumerate(begins):
+            setattr(owner, name, partial(self.mark, i, getattr(owner, name)))
+
+    def mark(self, i: int, part: Callable, *arguments):
+        if self.cuda:
+            self.marks[i].record()
+        else:
+            self.marks[i] = now(self.device)
+        return part(*arguments)
+
+    def __call__(self, plan: Tensor) -> None:
+        super().__call__(plan)
+        self.mark(4, lambda: None)
+
+    def milliseconds(self) -> list[float]:
+        now(self.device)  # by then the events have come
+        return [a.elapsed_time(b) if self.cuda else 1000 * (b - a) for a, b in itertools.pairwise(self.marks)]
+
+
 class Benchmark:
     def __init__(self, arguments: Arguments):
         self.quick, self.turns = arguments.quick, 3 if arguments.quick else 7
         self.device = ghostnet.pick_device(arguments.device)
         self.cuda = self.device.type == "cuda"
         self.precision = ghostnet.pick_precision(arguments.precision, self.device)
-        half = self.precision != torch.float32
-        self.autocast = partial(torch.autocast, self.device.type, self.precision, enabled=half)
         self.data = ghostnet.Cifar10(arguments.data_dir, self.device)
         self.usual_batches = usual_batches(arguments.data_dir)
         self.trainings = {}
         for network in arguments.networks:
             constants = ghostnet.EXPERIMENTS[RUNS[network]]
             plain = ghostnet.TrainingStep(constants, self.data, self.precision)
-            step = ghostnet.CudaGraphStep(plain, BATCH) if self.cuda else plain
-            self.trainings[network] = SimpleNamespace(constants=constants, plain=plain, step=step, **vars(plain))
-            self.warm_up(step)
+            self.trainings[network] = SimpleNamespace(constants=constants, plain=plain, step=self.fast(plain))
         parts = [f"{ghostnet.hardware_name(self.device)} ({os.cpu_count()} cores)", f"torch {torch.__version__}",
                  f"ours in {self.precision}", "usual in float32", f"batch {BATCH}", f"{self.turns} turns"]  # fmt: skip
         print(", ".join(parts).replace("torch.", ""), flush=True)
@@ -135,13 +164,12 @@ class Benchmark:
     def plans(self, batches: int) -> tuple[Tensor, ...]:
         return self.data.epoch_plan()[: batches * BATCH].to(self.device).split(BATCH)
 
-    def warm_up(self, step: Callable[[Tensor], None]) -> None:
-        for plan in self.plans(8 if self.cuda else 1):  # CudaGraphStep has recorded the step after 6
+    def fast(self, step: ghostnet.TrainingStep) -> Callable[[Tensor], None]:
+        """The step as ghostnet.train takes it, warm: CudaGraphStep records it at the sixth batch."""
+        step = ghostnet.CudaGraphStep(step, BATCH) if self.cuda else step
+        for plan in self.plans(8 if self.cuda else 1):
             step(plan)
-
-    def now(self) -> float:
-        getattr(torch, self.device.type).synchronize()
-        return time.perf_counter()
+        return step
 
     def by_turns(self, *runs: Callable[[], object], passes: bool = False) -> list[list[float]]:
         """Seconds a call of each run in each turn.
@@ -152,10 +180,10 @@ class Benchmark:
 
         def seconds(run: Callable[[], object], calls: int = 1) -> float:
             time.sleep(0.5 if passes else 0)
-            start = self.now()
+            start = now(self.device)
             for _ in range(calls):
                 run()
-            return (self.now() - start) / calls
+            return (now(self.device) - start) / calls
 
         for run in runs:
             run()
@@ -189,7 +217,7 @@ class Benchmark:
         return [*(f"{batches * BATCH / median(times):,.0f}" for times in (a, b)), ratio(b, a)]
 
     def end_to_end(self) -> None:
-        batches = ((390, 100) if self.cuda else (8, 3))[self.quick]
+        batches = ((390, 100) if self.cuda else (6, 3))[self.quick]
         rows = []
         for network, training in self.trainings.items():
             step = usual_step(training.constants, self.device)
@@ -201,8 +229,9 @@ class Benchmark:
         (plan,), rows = self.plans(1), []
 
         def infer(images: Tensor, training: SimpleNamespace) -> None:  # as ghostnet.evaluate does
-            with torch.inference_mode(), self.autocast():
-                training.model(images)
+            autocast = torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+            with torch.inference_mode(), autocast:
+                training.plain.model(images)
 
         for network in ("resnet56", "vgg16"):
             pair = [self.trainings[name] for name in (network, f"ghost-{network}") if name in self.trainings]
@@ -212,15 +241,15 @@ class Benchmark:
                 kinds.append(("inference", batch, run, run))
             for what, batch, run, plain in kinds if len(pair) == 2 else []:
                 for training in pair:
-                    training.model.train(what != "inference")
+                    training.plain.model.train(what != "inference")
                 times = self.by_turns(*(partial(run, training) for training in pair))
                 for training in pair:
-                    training.optimizer.zero_grad()
+                    training.plain.optimizer.zero_grad()
                 before, after = (self.peak_megabytes(partial(plain, training)) for training in pair)
                 rows.append((network, what, batch, *(f"{1000 * median(t):.2f}" for t in times), ratio(*times),
-                             f"{before:.1f}", f"{after:.1f}", f"{before / after:.2f}x"))  # fmt: skip
+                             f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}x"))  # fmt: skip
             for training in pair:
-                training.model.train()
+                training.plain.model.train()
         columns = ("network", "what", "batch", "ordinary, ms", "ghost, ms", "ordinary / ghost", "ordinary, MB",
                    "ghost, MB", "ordinary / ghost")  # fmt: skip
         print_table("2. Ordinary convolutions and ghost modules: time and peak memory", " | ".join(columns), rows)
@@ -231,38 +260,6 @@ class Benchmark:
         title = f"3. Data alone, images/s on the device over passes of {batches} batches"
         print_table(title, "ours | usual | ours / usual", [row])
 
-    def parted_step(self, t: SimpleNamespace) -> tuple[Callable[[Tensor], None], Callable[[], list[float]]]:
-        """A copy of ghostnet.TrainingStep with marks between its parts, and a function for the ms between them."""
-        events = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(5)] if self.cuda else []
-        marks = [0.0] * 5
-
-        def mark(i: int) -> None:
-            marks[i] = events[i].record() if self.cuda else self.now()  # external: recorded in a CUDA graph, too
-
-        def step(plan: Tensor) -> None:
-            mark(0)
-            images, labels = self.data.train_batch(plan)
-            mark(1)
-            with self.autocast():
-                logits = t.model(images)
-                loss = F.cross_entropy(logits.float(), labels)
-            mark(2)
-            t.optimizer.zero_grad()
-            t.scaler.scale(loss).backward()
-            mark(3)
-            t.scaler.step(t.optimizer)
-            t.scaler.update()
-            t.tally.add_(torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()]))
-            mark(4)
-
-        def milliseconds() -> list[float]:
-            self.now()  # by then the events have come
-            pairs = itertools.pairwise(events if self.cuda else marks)
-            return [a.elapsed_time(b) if self.cuda else 1000 * (b - a) for a, b in pairs]
-
-        step.optimizer = t.optimizer
-        return ghostnet.CudaGraphStep(step, BATCH) if self.cuda else step, milliseconds
-
     def parts_of_a_step(self) -> None:
         n, numbers = (8192, 2**28) if self.cuda else (2048, 2**26)
         factor = torch.randn(n, n, device=self.device).to(self.precision)
@@ -272,15 +269,14 @@ class Benchmark:
         arithmetic, memory = 2 * n**3 / median(products), 2 * 4 * numbers / median(copies)
         (plan,), rows = self.plans(1), []
         for network, training in self.trainings.items():
-            step, milliseconds = self.parted_step(training)
-            self.warm_up(step)
-            parts = []
+            parted, parts = PartedStep(training.constants, self.data, self.precision), []
+            step = self.fast(parted)
 
-            def parted(step=step, milliseconds=milliseconds, parts=parts) -> None:
+            def marked(step=step, parted=parted, parts=parts) -> None:
                 step(plan)
-                parts.append(milliseconds())
+                parts.append(parted.milliseconds())
 
-            whole = median(self.by_turns(partial(training.step, plan), parted)[0])
+            whole = median(self.by_turns(partial(training.step, plan), marked)[0])
             parts = [median(times) for times in zip(*parts, strict=True)]
             flops, moved = work_of_a_step(training.constants, self.precision)
             bound, which = max((flops / arithmetic, "arithmetic"), (moved / memory, "memory"))
@@ -294,6 +290,7 @@ class Benchmark:
 
 
 def main() -> None:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch.profiler is to be quiet
     benchmark = Benchmark(ghostnet.parse(Arguments()))
     benchmark.end_to_end()
     benchmark.ghost_against_ordinary()

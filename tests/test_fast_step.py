@@ -5,10 +5,10 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from ghostnet import CudaGraphStep, replace_conv_with_ghost
+import ghostnet
+from ghostnet import Constants, CudaGraphStep, TrainingStep
 
 SIZES = [16] * 2 + [5] + [16] * 5 + [5] + [16] * 10 + [5]  # of 20 batches; the short ones stand for ends of epochs
 PLAIN = ["plain 16"] * 2 + ["plain 5"] + ["plain 16"] * 3
@@ -39,8 +39,8 @@ class FakeCuda:
         self.log.append("replayed")
         self.recorded()
 
-    def fast(self, step, optimizer):
-        group = optimizer.param_groups[0]
+    def fast(self, step):
+        group = step.optimizer.param_groups[0]
 
         def recorded(plan, lr):  # the kernels were recorded with the tensors that the step had then
             number, group["lr"] = group["lr"], lr
@@ -55,59 +55,54 @@ class FakeCuda:
                 self.log.append(f"plain {len(plan)}")
                 step(plan)
 
-        recordable.optimizer = optimizer
+        recordable.optimizer = step.optimizer
         return CudaGraphStep(recordable, batch_size=16)
 
 
-def twenty_steps(data, wrap=lambda step, optimizer: step):
-    """Weights, statistics and momentum of a small ghost network after 20 steps with a falling learning rate."""
+def small_network():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 15 * 15, 10))
+
+
+def twenty_steps(data, monkeypatch, wrap=lambda step: step):
+    """Weights, statistics, momentum and tally of a small ghost network after 20 steps with a falling learning rate."""
+    monkeypatch.setitem(ghostnet.NETWORKS, "resnet56", small_network)
     torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 15 * 15, 10)
-    model = replace_conv_with_ghost(nn.Sequential(*layers))
-    model.to(data.train_labels.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), 1.0, momentum=0.9, weight_decay=1e-4, fused=True)
-
-    def step(plan):
-        images, labels = data.train_batch(plan)
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-    run = wrap(step, optimizer)
+    step = TrainingStep(Constants(), data, torch.float32)
+    group, run = step.optimizer.param_groups[0], wrap(step)
     for i, size in enumerate(SIZES):
-        optimizer.param_groups[0]["lr"] = lr = 0.5 ** (4 + i // 4)
+        group["lr"] = lr = 0.5 ** (4 + i // 4)
         run(data.epoch_plan()[:size].to(data.train_labels.device))
-        assert type(optimizer.param_groups[0]["lr"]) is float and optimizer.param_groups[0]["lr"] == lr
-    momentum = [optimizer.state[parameter]["momentum_buffer"] for parameter in model.parameters()]
-    return [value.clone() for value in (*model.state_dict().values(), *momentum)]
+        assert type(group["lr"]) is float and group["lr"] == lr
+    momentum = [step.optimizer.state[parameter]["momentum_buffer"] for parameter in step.model.parameters()]
+    return [value.clone() for value in (*step.model.state_dict().values(), *momentum, step.tally)]
 
 
 def test_full_batches_are_recorded_once_and_replayed_and_the_weights_are_those_of_plain_steps(data, monkeypatch):
-    plain = twenty_steps(data)
+    plain = twenty_steps(data, monkeypatch)
     cuda = FakeCuda(monkeypatch)
-    torch.testing.assert_close(twenty_steps(data, cuda.fast), plain)
+    torch.testing.assert_close(twenty_steps(data, monkeypatch, cuda.fast), plain)
     assert cuda.log == FAST
 
 
 def test_a_failed_recording_is_one_line_and_training_goes_on_plainly(data, monkeypatch, capsys):
-    plain = twenty_steps(data)
+    plain = twenty_steps(data, monkeypatch)
     cuda = FakeCuda(monkeypatch, RuntimeError("CUDA error: operation not permitted\nCUDA kernel errors might be ..."))
-    torch.testing.assert_close(twenty_steps(data, cuda.fast), plain)
+    torch.testing.assert_close(twenty_steps(data, monkeypatch, cuda.fast), plain)
     assert cuda.log == [*PLAIN, "recorded", *(f"plain {size}" for size in SIZES[6:])]
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "CUDA error: operation not permitted" in error
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: a real graph")
-def test_cuda_graph_gives_the_weights_of_plain_steps(data, capsys):
+def test_cuda_graph_gives_the_weights_of_plain_steps(data, monkeypatch, capsys):
     on_cuda, graphs = copy.copy(data), []
     vars(on_cuda).update({k: v.to("cuda") for k, v in vars(data).items() if isinstance(v, torch.Tensor)})
 
-    def fast(step, optimizer):
-        step.optimizer = optimizer
+    def fast(step):
         graphs.append(CudaGraphStep(step, batch_size=16))
         return graphs[0]
 
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        torch.testing.assert_close(twenty_steps(on_cuda, fast), twenty_steps(on_cuda), rtol=1e-3, atol=1e-4)
+        plain = twenty_steps(on_cuda, monkeypatch)
+        torch.testing.assert_close(twenty_steps(on_cuda, monkeypatch, fast), plain, rtol=1e-3, atol=1e-4)
     assert graphs[0].graph is not None and capsys.readouterr().err == ""
