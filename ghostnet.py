@@ -382,8 +382,8 @@ def reading(path: Path):
     """Whatever is wrong with a checkpoint is one clear line, and the file stays as it is."""
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path} holds more than tensors and plain data and is not loaded: move it away") from None
     except Exception as error:
@@ -397,17 +397,21 @@ def read_checkpoint(path: Path) -> dict:
         content = io.BytesIO(path.read_bytes())
         with zipfile.ZipFile(content) as archive:  # torch.load leaves the checksums that torch.save wrote unread
             damaged = archive.testzip()
-        require(damaged is None, f"{path} is damaged (checksum of {damaged}): move it away")
+        require(damaged is None, f"damaged (checksum of {damaged}): move it away")
         content.seek(0)
         checkpoint = dict(torch.load(content, map_location="cpu", weights_only=True))
         newer = checkpoint["version"] > VERSION
-        require(not newer, f"{path} is of version {checkpoint['version']}, newer than {VERSION}: update this script")
+        require(not newer, f"version {checkpoint['version']} is newer than {VERSION}: update this script")
         checkpoint["constants"] = constants = Constants(**checkpoint["constants"])
         hash(constants)  # a TypeError where a constant is of another kind
         itemgetter("run", "hardware", "precision", "torch", "date")(checkpoint)  # a KeyError where one is missing
         for record in checkpoint["history"]:
             itemgetter("epoch", "lr", "loss", "train_accuracy", "test_accuracy", "seconds")(record)
-        require(len(checkpoint["history"]) <= constants.epochs, f"{path} holds more epochs than its run: move it away")
+        require(len(checkpoint["history"]) <= constants.epochs, "more epochs than its run has: move it away")
+        with torch.device("meta"):
+            network = build_network(constants).state_dict()
+        shapes = [{k: v.shape for k, v in weights.items()} for weights in (network, checkpoint.get("model", network))]
+        require(shapes[0] == shapes[1], "the weights of another network: move it away")
         checkpoint["finished"] = len(checkpoint["history"]) == constants.epochs
         checkpoint["seconds"] = sum(record["seconds"] for record in checkpoint["history"])
         checkpoint["accuracy"] = checkpoint["history"][-1]["test_accuracy"]
@@ -800,14 +804,14 @@ def command_line() -> tuple[Arguments, dict[str, Constants]]:
     runs = {}
     for experiment in arguments.experiments:
         constants = parse(replace(arguments, constants=EXPERIMENTS[experiment])).constants
+        with torch.device("meta"):  # refuses what the network cannot be, before anything starts
+            build_network(constants)
         for seed in arguments.seeds or [constants.seed]:
             seeded = replace(constants, seed=seed)
             named = asdict(EXPERIMENTS[experiment])
             changed = {key: value for key, value in asdict(seeded).items() if value != named[key]}
             parts = (f"-{k}{'_'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items())
             runs[experiment + "".join(parts)] = seeded
-            with torch.device("meta"):  # refuses what the network cannot be, before anything starts
-                build_network(seeded)
     return arguments, runs
 
 
