@@ -811,7 +811,9 @@ def command_line() -> tuple[Arguments, dict[str, Constants]]:
             named = asdict(EXPERIMENTS[experiment])
             changed = {key: value for key, value in asdict(seeded).items() if value != named[key]}
             parts = (f"-{k}{'_'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items())
-            runs[experiment + "".join(parts)] = seeded
+            run = experiment + "".join(parts)
+            require(len(run) <= 200, "the overridden constants make too long a file name: edit them in EXPERIMENTS")
+            runs[run] = seeded
     return arguments, runs
 
 
@@ -857,10 +859,10 @@ def summarize(runs: dict[str, Constants], data: Cifar10, arguments: Arguments) -
     if checkpoints:
         draw_curves(list(checkpoints.values()), curves)
         print(f"\nsaved {curves}")
-    trained = [c for run, c in checkpoints.items() if run in runs and c["finished"] and "model" in c]
-    for checkpoint in [c for c in trained if c["constants"].ratio > 1][:1]:
-        path = arguments.checkpoint_dir / f"{checkpoint['run']}.pth"
-        draw_ghosts(checkpoint["run"], load_network(path, checkpoint, data.test_images.device), data, ghosts)
+    trained = [run for run, c in checkpoints.items() if run in runs and c["finished"] and "model" in c]
+    for run in [run for run in trained if checkpoints[run]["constants"].ratio > 1][:1]:
+        path = arguments.checkpoint_dir / f"{run}.pth"
+        draw_ghosts(run, load_network(path, checkpoints[run], data.test_images.device), data, ghosts)
         print(f"saved {ghosts}")
 
 
