@@ -170,7 +170,7 @@ class GhostModule(nn.Module):
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
-                 padding_mode="zeros", device=None, dtype=None, *, ratio=2, dw_kernel_size=3):  # fmt: skip
+                 padding_mode="zeros", device=None, dtype=None, *, ratio=2, dw_kernel_size=3):
         super().__init__()
         require(isinstance(ratio, int) and ratio >= 1, f"ratio must be an integer from 1, not {ratio}")
         odd = isinstance(dw_kernel_size, int) and dw_kernel_size > 0 and dw_kernel_size % 2 == 1
@@ -236,7 +236,7 @@ def replace_conv_with_ghost(
                 conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
                 conv.groups, conv.bias is not None and not all(norms), conv.padding_mode, conv.weight.device,
                 conv.weight.dtype, ratio=ratio, dw_kernel_size=dw_kernel_size
-            )  # fmt: skip
+            )
         except (ValueError, TypeError) as error:
             raise UserError(f"{name} cannot be replaced: {error}") from None
         ghost.train(conv.training).requires_grad_(conv.weight.requires_grad)
@@ -626,10 +626,10 @@ def train(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -
             test_accuracy = evaluate(model, data, torch.float32 if finished else precision)
             seconds = time.perf_counter() - start
             history.append({"epoch": epoch, "lr": lr, "loss": loss, "train_accuracy": 100 * train_accuracy,
-                            "test_accuracy": test_accuracy, "seconds": seconds})  # fmt: skip
+                            "test_accuracy": test_accuracy, "seconds": seconds})
             checkpoint = {"version": VERSION, "run": run, "constants": asdict(constants), "history": history,
                           "hardware": hardware_name(device), "precision": str(precision).removeprefix("torch."),
-                          "torch": str(torch.__version__), "date": date.today().isoformat()}  # fmt: skip
+                          "torch": str(torch.__version__), "date": date.today().isoformat()}
             if finished:
                 weights = model.state_dict()
                 checkpoint["model"] = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}

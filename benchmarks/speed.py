@@ -158,7 +158,7 @@ class Benchmark:
             plain = ghostnet.TrainingStep(constants, self.data, self.precision)
             self.trainings[network] = SimpleNamespace(constants=constants, plain=plain, step=self.fast(plain))
         parts = [f"{ghostnet.hardware_name(self.device)} ({os.cpu_count()} cores)", f"torch {torch.__version__}",
-                 f"ours in {self.precision}", "usual in float32", f"batch {BATCH}", f"{self.turns} turns"]  # fmt: skip
+                 f"ours in {self.precision}", "usual in float32", f"batch {BATCH}", f"{self.turns} turns"]
         print(", ".join(parts).replace("torch.", ""), flush=True)
 
     def plans(self, batches: int) -> tuple[Tensor, ...]:
@@ -247,11 +247,11 @@ class Benchmark:
                     training.plain.optimizer.zero_grad()
                 before, after = (self.peak_megabytes(partial(plain, training)) for training in pair)
                 rows.append((network, what, batch, *(f"{1000 * median(t):.2f}" for t in times), ratio(*times),
-                             f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}x"))  # fmt: skip
+                             f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}x"))
             for training in pair:
                 training.plain.model.train()
         columns = ("network", "what", "batch", "ordinary, ms", "ghost, ms", "ordinary / ghost", "ordinary, MB",
-                   "ghost, MB", "ordinary / ghost")  # fmt: skip
+                   "ghost, MB", "ordinary / ghost")
         print_table("2. Ordinary convolutions and ghost modules: time and peak memory", " | ".join(columns), rows)
 
     def data_alone(self) -> None:
@@ -282,10 +282,10 @@ class Benchmark:
             bound, which = max((flops / arithmetic, "arithmetic"), (moved / memory, "memory"))
             rows.append((network, *(f"{part:.2f} ({100 * part / sum(parts):.0f}%)" for part in parts),
                          f"{sum(parts):.2f}", f"{1000 * whole:.2f}", f"{flops / 1e9:.1f}", f"{moved / 1e9:.2f}",
-                         f"{1000 * bound:.2f} ({which})", f"{whole / bound:.1f}x"))  # fmt: skip
+                         f"{1000 * bound:.2f} ({which})", f"{whole / bound:.1f}x"))
         title = f"4. One training step, ms (ceilings: {arithmetic / 1e12:.2f} TFLOP/s, {memory / 1e9:.1f} GB/s)"
         columns = ("network", "augmentation", "forward", "backward", "update", "their sum", "step", "GFLOP", "GB",
-                   "bound", "step / bound")  # fmt: skip
+                   "bound", "step / bound")
         print_table(title, " | ".join(columns), rows)
 
 

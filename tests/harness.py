@@ -200,7 +200,7 @@ GOOD = spelled({
     "--no-cuda-graph": [""],
     "--fresh": [""],
     "--": [""],
-})  # fmt: skip
+})
 BAD = spelled({
     "": ["resnet101", "../gr_cosine", "0.1", "--frehs", "-x", "--lr=0.1=0.2", "--constants.lr 0.1"],
     "--network": ["alexnet", ""],
@@ -219,7 +219,7 @@ BAD = spelled({
     "--precision": ["float64"],
     "--no-cuda-graph": ["x"],
     "--fresh": ["yes"],
-})  # fmt: skip
+})
 
 
 def random_arguments(rng: random.Random):
