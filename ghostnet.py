@@ -18,6 +18,7 @@ in the form of two reports, the Markdown table of all runs in checkpoints/, and 
 """
 
 import contextlib
+import copy
 import io
 import itertools
 import math
@@ -49,6 +50,7 @@ import torch.nn.functional as F
 import torchvision
 import tyro
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 # ------------------------------------------------------------------------------------------------------ constants
@@ -70,26 +72,42 @@ def require(condition: bool, message: str) -> None:
 class Constants:
     """All that defines a run: runs with equal constants are the same run."""
 
-    network: Literal["resnet56", "vgg16"] = "resnet56"
+    network: Literal["resnet20", "resnet32", "resnet56", "vgg16"] = "resnet56"
     """the ordinary network whose convolutions become ghost modules"""
     ratio: int = 2
     """s, all maps / intrinsic maps; 1 keeps the ordinary convolutions"""
     dw_kernel_size: int = 3
     """d, kernel size of the cheap depthwise operation, odd"""
-    schedule: Literal["cosine", "multistep"] = "cosine"
-    """of the learning rate: cosine to zero, or divided by 10 at each milestone"""
+    initialization: Literal["default", "he", "he_zero"] = "default"
+    """of the convolutions: PyTorch's, or He's by fan-out; he_zero: and each residual block begins as its shortcut"""
+    schedule: Literal["cosine", "linear", "multistep"] = "cosine"
+    """of the learning rate: cosine or linear to zero, or divided by 10 at each milestone"""
     milestones: tuple[int, ...] = (100, 150)
     """epochs after which the multistep schedule divides the learning rate"""
     epochs: int = 200
     """passes over the training images"""
+    warmup_epochs: int = 0
+    """of these, the first ones, in which the learning rate rises linearly"""
     lr: float = 0.1
-    """learning rate of the first epoch"""
+    """learning rate after the warm-up"""
     momentum: float = 0.9
     """of SGD"""
+    nesterov: bool = False
+    """SGD with Nesterov's momentum"""
     weight_decay: float = 1e-4
-    """L2 penalty on every parameter"""
+    """L2 penalty on the parameters"""
+    decay_norm_and_bias: bool = True
+    """whether the penalty is also on batch norm and biases"""
     batch_size: int = 128
     """images a step; the short last batch of an epoch is kept"""
+    label_smoothing: float = 0.0
+    """share of each label that is spread over all classes"""
+    cutout: int = 0
+    """side in pixels of the square that is blanked out in each training image"""
+    ema: float = 0.0
+    """decay a step of the moving average of the weights that is evaluated and kept; 0: the weights themselves"""
+    holdout: int = 0
+    """last training images to evaluate on in place of the test images, for choosing constants"""
     seed: int = 0
     """of the initialization, the data order and the augmentation"""
 
@@ -98,10 +116,17 @@ class Constants:
         require(1 <= self.ratio <= 512, f"--ratio must be from 1 to 512, not {self.ratio}")
         require(1 <= d <= 63 and d % 2 == 1, f"--dw-kernel-size must be odd and from 1 to 63, not {d}")
         require(1 <= self.epochs <= 10**6, f"--epochs must be from 1 to 1000000, not {self.epochs}")
+        warm = 0 <= self.warmup_epochs < self.epochs
+        require(warm, f"--warmup-epochs must be from 0 to below --epochs, not {self.warmup_epochs}")
         require(1 <= self.batch_size <= 50_000, f"--batch-size must be from 1 to 50000, not {self.batch_size}")
         require(0 < self.lr < math.inf, f"--lr must be positive and finite, not {self.lr}")
-        require(0 <= self.momentum < 1, f"--momentum must be from 0 to below 1, not {self.momentum}")
         require(0 <= self.weight_decay < math.inf, f"--weight-decay must be from 0 and finite, not {self.weight_decay}")
+        for name in ("momentum", "label_smoothing", "ema"):
+            value, option = getattr(self, name), name.replace("_", "-")
+            require(0 <= value < 1, f"--{option} must be from 0 to below 1, not {value}")
+        require(self.momentum > 0 or not self.nesterov, "--nesterov needs a --momentum above 0")
+        require(0 <= self.cutout <= 32, f"--cutout must be from 0 to 32, not {self.cutout}")
+        require(0 <= self.holdout < 50_000, f"--holdout must be from 0 to 49999, not {self.holdout}")
         require(0 <= self.seed < 2**63, f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
         ascending = all(a < b for a, b in itertools.pairwise((0, *milestones, 10**7)))
         require(ascending, f"--milestones must be positive and ascending, not {' '.join(map(str, milestones))}")
@@ -110,13 +135,23 @@ class Constants:
     def architecture(self) -> str:
         return f"ghost-{self.network} s={self.ratio} d={self.dw_kernel_size}" if self.ratio > 1 else self.network
 
+    def changes(self, base: "Constants") -> dict:
+        """The constants that differ from those of another run, without the seed."""
+        return {key: value for key, value in asdict(self).items() if value != getattr(base, key) and key != "seed"}
 
+
+GR, GV = Constants(), Constants(network="vgg16", weight_decay=5e-4)
 EXPERIMENTS = {
-    "gr_cosine": Constants(),
-    "gr_multistep": Constants(schedule="multistep"),
-    "gv_cosine": Constants(network="vgg16", weight_decay=5e-4),
-    "resnet56": Constants(ratio=1),
-    "vgg16": Constants(network="vgg16", ratio=1, weight_decay=5e-4),
+    "gr_cosine": GR,
+    "gr_multistep": replace(GR, schedule="multistep"),
+    "gv_cosine": GV,
+    "resnet32": replace(GR, network="resnet32", ratio=1),  # costs what Ghost-ResNet-56 costs
+    "resnet56": replace(GR, ratio=1),
+    "vgg16": replace(GV, ratio=1),
+    **{f"gv_d{d}": replace(GV, dw_kernel_size=d) for d in (1, 5, 7)},  # the paper's table 3; d=3 is gv_cosine
+    **{f"gv_s{s}": replace(GV, ratio=s) for s in (3, 4, 5)},  # its table 4; s=2 is gv_cosine
+    **{f"gr_s{s}": replace(GR, ratio=s) for s in (3, 5)},  # the earlier reproduction's sweep
+    **{f"gr_s{s}": replace(GR, ratio=s, dw_kernel_size=5) for s in (10, 20)},
 }
 
 
@@ -150,10 +185,14 @@ PADDING = 4  # zero pixels on each side, from which the random crop is taken
 PICTURE_IMAGE = 12  # test image in the ghost picture: a dog
 PICTURE_MODULE = 1  # its ghost module: the first block's first in ResNet-56, the second layer in VGG-16 (figure 4)
 
-# Top-1 accuracy in percent: in the paper's tables 3, 4 and 5 by architecture, and of the earlier reproduction that
-# this one follows by experiment (last epoch for VGG-16, best epoch on the test set for ResNet-56).
-PAPER = {"resnet56": 93.0, "ghost-resnet56 s=2 d=3": 92.7, "vgg16": 93.6, "ghost-vgg16 s=2 d=3": 93.7}
-EARLIER = {"gr_cosine": 92.20, "gr_multistep": 92.55, "gv_cosine": 93.60}
+# Top-1 accuracy in percent by experiment: in the paper's tables 3, 4 and 5; of the earlier reproduction that this one
+# follows (last epoch for VGG-16, best epoch on the test set for ResNet-56); and of the strongest public recipe for the
+# ordinary networks, which is that of github.com/chenyaofo/pytorch-cifar-models.
+PAPER = {"gr_cosine": 92.7, "resnet56": 93.0, "vgg16": 93.6, "gv_cosine": 93.7, "gv_d1": 93.5, "gv_d5": 93.4,
+         "gv_d7": 93.1, "gv_s3": 93.4, "gv_s4": 93.0, "gv_s5": 92.9}
+EARLIER = {"gr_cosine": 92.20, "gr_multistep": 92.55, "gv_cosine": 93.60, "gr_s3": 91.54, "gr_s5": 90.62,
+           "gr_s10": 88.47, "gr_s20": 84.30}
+ORDINARY = {"resnet32": 93.53, "resnet56": 94.37, "vgg16": 94.16}
 
 # --------------------------------------------------------------------------------------------------- ghost module
 
@@ -270,15 +309,19 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """CIFAR ResNet with stages of 16, 32 and 64 channels: images (N, 3, 32, 32) -> logits (N, 10)."""
+    """CIFAR ResNet of 6n + 2 layers in stages of 16, 32 and 64 channels: (N, 3, 32, 32) -> logits (N, 10).
 
-    def __init__(self, blocks_per_stage: int):
+    ResNet(56) has 855,770 parameters, and 439,914 with ghost modules (s=2, d=3). Raises ValueError for another depth.
+    """
+
+    def __init__(self, depth: int):
         super().__init__()
+        require(depth % 6 == 2 and depth > 2, f"the depth of a ResNet must be 6n + 2, not {depth}")
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         blocks, in_channels = [], 16
         for out_channels in (16, 32, 64):
-            for _ in range(blocks_per_stage):
+            for _ in range(depth // 6):
                 blocks.append(BasicBlock(in_channels, out_channels, stride=out_channels // in_channels))
                 in_channels = out_channels
         self.blocks = nn.Sequential(*blocks)
@@ -287,11 +330,6 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.blocks(F.relu(self.bn1(self.conv1(x))))
         return self.fc(out.mean(dim=(2, 3)))
-
-
-def resnet56() -> nn.Module:
-    """The ordinary ResNet-56: 855,770 parameters, 439,914 with ghost modules (s=2, d=3)."""
-    return ResNet(blocks_per_stage=9)
 
 
 def vgg16() -> nn.Module:
@@ -307,12 +345,24 @@ def vgg16() -> nn.Module:
     return nn.Sequential(parts)
 
 
-NETWORKS = {"resnet56": resnet56, "vgg16": vgg16}
+NETWORKS = {f"resnet{depth}": partial(ResNet, depth) for depth in (20, 32, 56)} | {"vgg16": vgg16}
 
 
 def build_network(constants: Constants) -> nn.Module:
-    model = NETWORKS[constants.network]()
-    return replace_conv_with_ghost(model, constants.ratio, constants.dw_kernel_size) if constants.ratio > 1 else model
+    model, ratio, d = NETWORKS[constants.network](), constants.ratio, constants.dw_kernel_size
+    if ratio > 16 and constants.network != "vgg16":  # of a layer of 16 channels, one is intrinsic at least
+        replace_conv_with_ghost(model, 16, d, keep=lambda _name, conv: conv.out_channels > 16)
+    return replace_conv_with_ghost(model, ratio, d) if ratio > 1 else model
+
+
+def initialize(model: nn.Module, how: str) -> None:
+    """He's normal initialization by fan-out, in which a depthwise kernel counts its own maps only (He et al., 2015)."""
+    for module in model.modules() if how != "default" else ():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.weight.numel() / module.in_channels
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        elif how == "he_zero" and isinstance(module, BasicBlock):
+            nn.init.zeros_(module.bn2.weight)
 
 
 # ----------------------------------------------------------------------------------------------------------- data
@@ -336,20 +386,38 @@ class Cifar10:
         self.train_labels, self.test_labels = (torch.tensor(part.targets, device=device) for part in (train, test))
         self.mean, self.std = (255 * torch.tensor(value, device=device).view(3, 1, 1) for value in (MEAN, STD))
 
-    def epoch_plan(self) -> Tensor:
-        """The random choices of one epoch, (N, 4): image index, top and left of the crop, mirrored; on the CPU."""
+    def hold_out(self, n: int) -> "Cifar10":
+        """The data with the last n training images in the place of the test images."""
+        if n == 0:
+            return self
+        part, kept = copy.copy(self), len(self.train_images) - n
+        require(kept > 0, f"--holdout must leave some of the {len(self.train_images)} training images, not {n}")
+        part.train_images, held = self.train_images.split([kept, n])
+        part.train_labels, part.test_labels = self.train_labels.split([kept, n])
+        part.test_images = held[:, PADDING:-PADDING, PADDING:-PADDING]
+        return part
+
+    def epoch_plan(self, cutout: bool = False) -> Tensor:
+        """The random choices of one epoch, a row an image: its index, top and left of the crop, whether it is mirrored,
+        and where it is cut out, row and column of the centre; (N, 4 or 6), on the CPU."""
         n = len(self.train_images)
         top, left = torch.randint(2 * PADDING + 1, (2, n))
-        return torch.stack([torch.randperm(n), top, left, torch.randint(2, (n,))], dim=1)
+        plan = torch.stack([torch.randperm(n), top, left, torch.randint(2, (n,))], dim=1)
+        return torch.cat([plan, torch.randint(32, (n, 2))], dim=1) if cutout else plan
 
-    def train_batch(self, plan: Tensor) -> tuple[Tensor, Tensor]:
+    def train_batch(self, plan: Tensor, cutout: int = 0) -> tuple[Tensor, Tensor]:
         """The augmented images (n, 3, 32, 32) and labels (n,) for n rows of the plan."""
-        index, top, left, mirrored = plan.unbind(1)
+        index, top, left, mirrored = plan[:, :4].unbind(1)
         span = torch.arange(32, device=plan.device)
         rows = top[:, None] + span
         columns = left[:, None] + torch.where(mirrored[:, None] == 1, 31 - span, span)
         images = self.train_images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return self.normalize(images), self.train_labels[index]
+        images = self.normalize(images)
+        if cutout:  # a square around a random pixel, cut off at the border (DeVries and Taylor, 2017)
+            offset = span - plan[:, 4:, None] + cutout // 2
+            y, x = ((offset >= 0) & (offset < cutout)).unbind(1)
+            images = images.masked_fill((y[:, :, None] & x[:, None, :])[:, None], 0)
+        return images, self.train_labels[index]
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (n, 32, 32, 3) -> float (n, 3, 32, 32) in channels_last order, zero mean and unit std."""
@@ -413,6 +481,7 @@ def read_checkpoint(path: Path) -> dict:
         shapes = [{k: v.shape for k, v in weights.items()} for weights in (network, checkpoint.get("model", network))]
         require(shapes[0] == shapes[1], "the weights of another network: move it away")
         checkpoint["finished"] = len(checkpoint["history"]) == constants.epochs
+        require("mirrored_accuracy" in checkpoint or not checkpoint["finished"], "no mirrored_accuracy: move it away")
         checkpoint["seconds"] = sum(record["seconds"] for record in checkpoint["history"])
         checkpoint["accuracy"] = checkpoint["history"][-1]["test_accuracy"]
     return checkpoint
@@ -491,14 +560,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / length:.1f} {unit}"
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, constants: Constants) -> torch.optim.lr_scheduler.LRScheduler:
-    if constants.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=constants.epochs)
-    return torch.optim.lr_scheduler.MultiStepLR(optimizer, list(constants.milestones), gamma=0.1)
+def learning_rate(c: Constants, epoch: int) -> float:
+    """Learning rate of an epoch, which are counted from 0 here."""
+    if epoch < c.warmup_epochs:
+        return c.lr * (epoch + 1) / (c.warmup_epochs + 1)
+    if c.schedule == "multistep":
+        return c.lr * 0.1 ** sum(epoch >= milestone for milestone in c.milestones)
+    done = (epoch - c.warmup_epochs) / (c.epochs - c.warmup_epochs)
+    return c.lr * (1 - done if c.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
 
 
-def evaluate(model: nn.Module, data: Cifar10, precision: torch.dtype = torch.float32) -> float:
-    """Top-1 accuracy in percent on the test images, one central view each."""
+def evaluate(model: nn.Module, data: Cifar10, precision: torch.dtype = torch.float32, mirrored: bool = False) -> float:
+    """Top-1 accuracy in percent on the test images; `mirrored`: by the summed logits of each and its mirror image."""
     model.eval()
     device = data.test_labels.device
     size = 250 if device.type == "cpu" else 2000  # what a CPU's cache holds, and what fills a GPU
@@ -506,8 +579,9 @@ def evaluate(model: nn.Module, data: Cifar10, precision: torch.dtype = torch.flo
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for images, labels in zip(data.test_images.split(size), data.test_labels.split(size), strict=True):
             check_signals()
+            images = data.normalize(images)
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                logits = model(data.normalize(images))
+                logits = model(images) + model(images.flip(3)) if mirrored else model(images)
             correct += (logits.argmax(1) == labels).sum()
     return 100 * correct.item() / len(data.test_labels)
 
@@ -517,24 +591,38 @@ class TrainingStep:
 
     def __init__(self, constants: Constants, data: Cifar10, precision: torch.dtype):
         device = data.train_labels.device
-        self.data, self.precision = data, precision
-        self.model = build_network(constants).to(device, memory_format=torch.channels_last)
-        options = {"momentum": constants.momentum, "weight_decay": constants.weight_decay, "fused": True}
-        self.optimizer = torch.optim.SGD(self.model.parameters(), constants.lr, **options)
+        self.constants, self.data, self.precision = constants, data, precision
+        self.model = build_network(constants)
+        initialize(self.model, constants.initialization)
+        self.model.to(device, memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.model) if constants.ema else self.model
+        self.values, self.averages = (
+            [value for value in model.state_dict().values() if value.is_floating_point()]
+            for model in (self.model, self.average)
+        )
+        self.lr = torch.tensor(constants.lr, device=device)  # a tensor, so that a recorded step sees it change
+        weights, others = [], []  # batch norms and biases are vectors
+        for parameter in self.model.parameters():
+            (weights if parameter.ndim > 1 or constants.decay_norm_and_bias else others).append(parameter)
+        groups = [{"params": weights, "weight_decay": constants.weight_decay}, {"params": others}]
+        options = {"momentum": constants.momentum, "nesterov": constants.nesterov, "fused": True}
+        self.optimizer = torch.optim.SGD(groups, self.lr, **options)
         for parameter in self.model.parameters():  # torch leaves it undefined if float16 overflows in the first step
             self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.tally = torch.zeros(2, device=device)  # summed loss and hits, read once an epoch: a look makes a GPU wait
 
     def __call__(self, plan: Tensor) -> None:
-        images, labels = self.data.train_batch(plan)
+        images, labels = self.data.train_batch(plan, self.constants.cutout)
         with torch.autocast(images.device.type, self.precision, enabled=self.precision != torch.float32):
             logits = self.model(images)
-            loss = F.cross_entropy(logits.float(), labels)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.constants.label_smoothing)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.constants.ema:
+            get_ema_multi_avg_fn(self.constants.ema)(self.averages, self.values, None)
         self.tally += torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()])
 
 
@@ -547,10 +635,10 @@ class CudaGraphStep:
     last of an epoch, runs plainly.
     """
 
-    def __init__(self, step: TrainingStep, batch_size: int):
-        self.step, self.group, self.graph, self.plain_steps = step, step.optimizer.param_groups[0], None, 5
-        self.plan = torch.zeros(batch_size, 4, dtype=torch.long, device="cuda")
-        self.lr = torch.zeros((), device="cuda")
+    def __init__(self, step: TrainingStep):
+        self.step, self.graph, self.plain_steps = step, None, 5
+        columns = 6 if step.constants.cutout else 4
+        self.plan = torch.zeros(step.constants.batch_size, columns, dtype=torch.long, device="cuda")
 
     def __call__(self, plan: Tensor) -> None:
         if self.graph is None and len(plan) == len(self.plan):
@@ -560,11 +648,9 @@ class CudaGraphStep:
         if self.graph is None or len(plan) != len(self.plan):
             return self.step(plan)
         self.plan.copy_(plan)
-        self.lr.fill_(self.group["lr"])
         self.graph.replay()
 
     def record(self) -> None:
-        lr, self.group["lr"] = self.group["lr"], self.lr
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
@@ -574,7 +660,6 @@ class CudaGraphStep:
             reason = str(error).partition("\n")[0]
             print(f"ghostnet.py: no CUDA graph, training goes on without it ({reason})", file=sys.stderr)
             self.plain_steps = math.inf
-        self.group["lr"] = lr
 
 
 def train(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -> dict:
@@ -587,10 +672,9 @@ def train(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -
     torch.manual_seed(constants.seed)
     step = plain_step = TrainingStep(constants, data, precision)
     if device.type == "cuda" and arguments.cuda_graph:
-        step = CudaGraphStep(plain_step, constants.batch_size)
-    model, optimizer = plain_step.model, plain_step.optimizer
-    scheduler = build_schedule(optimizer, constants)
-    stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": plain_step.scaler}
+        step = CudaGraphStep(plain_step)
+    model, average, optimizer = plain_step.model, plain_step.average, plain_step.optimizer
+    stateful = {"model": model, "average": average, "optimizer": optimizer, "scaler": plain_step.scaler}
     rng = {"cpu": torch} if device.type == "cpu" else {"cpu": torch, device.type: getattr(torch, device.type)}
     history = []
     if checkpoint:
@@ -601,29 +685,30 @@ def train(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -
                     value.load_state_dict(checkpoint[name])
             for name in rng.keys() & checkpoint["rng"].keys():
                 rng[name].set_rng_state(checkpoint["rng"][name])
+        for group in optimizer.param_groups:
+            group["lr"] = plain_step.lr
     n = len(data.train_labels)
     progress = {"desc": run, "initial": len(history) * n, "total": constants.epochs * n, "unit": "img"}
     quiet = True if "RANK" in os.environ else None  # None: tqdm asks whether there is a terminal
     with tqdm(**progress, unit_scale=True, disable=quiet) as bar:
         for epoch in range(len(history) + 1, constants.epochs + 1):
-            start, lr = time.perf_counter(), scheduler.get_last_lr()[0]
+            start, lr = time.perf_counter(), learning_rate(constants, epoch - 1)
             model.train()
+            plain_step.lr.fill_(lr)
             plain_step.tally.zero_()
-            for plan in data.epoch_plan().to(device).split(constants.batch_size):
+            for plan in data.epoch_plan(constants.cutout > 0).to(device).split(constants.batch_size):
                 check_signals()
                 step(plan)
                 bar.update(len(plan))
-            scheduler.step()
             loss, train_accuracy = (plain_step.tally / n).tolist()
             speed = n / (time.perf_counter() - start)
-            floats = [value for value in model.state_dict().values() if value.is_floating_point()]
-            if not math.isfinite(loss + torch.nn.utils.get_total_norm(floats)):
+            if not math.isfinite(loss + torch.nn.utils.get_total_norm(plain_step.averages)):
                 kept = f"{path} keeps epoch {epoch - 1}" if history else "nothing was saved"
                 raise UserError(f"{run}: the loss is not finite in epoch {epoch}; {kept}: try a smaller --lr")
             finished = epoch == constants.epochs
             if finished:
-                model.half().float()  # the file will hold float16: what is measured is what that can do
-            test_accuracy = evaluate(model, data, torch.float32 if finished else precision)
+                average.half().float()  # the file will hold float16: what is measured is what that can do
+            test_accuracy = evaluate(average, data, torch.float32 if finished else precision)
             seconds = time.perf_counter() - start
             history.append({"epoch": epoch, "lr": lr, "loss": loss, "train_accuracy": 100 * train_accuracy,
                             "test_accuracy": test_accuracy, "seconds": seconds})
@@ -631,7 +716,8 @@ def train(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -
                           "hardware": hardware_name(device), "precision": str(precision).removeprefix("torch."),
                           "torch": str(torch.__version__), "date": date.today().isoformat()}
             if finished:
-                weights = model.state_dict()
+                checkpoint["mirrored_accuracy"] = evaluate(average, data, mirrored=True)
+                weights = average.state_dict()
                 checkpoint["model"] = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
             else:
                 checkpoint |= {name: value.state_dict() for name, value in stateful.items()}
@@ -639,7 +725,7 @@ def train(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -
             write_atomically(path, partial(torch.save, checkpoint))
             left = duration((constants.epochs - epoch) * seconds)
             line = f"epoch {epoch}/{constants.epochs}, loss {loss:.4f}, train {100 * train_accuracy:.2f}%, "
-            line += f"test {test_accuracy:.2f}%"
+            line += f"{'held out' if constants.holdout else 'test'} {test_accuracy:.2f}%"
             bar.set_postfix_str(line)
             if bar.disable:
                 print(f"{run}: {line}, {speed:,.0f} img/s, {left} left", flush=True)
@@ -679,42 +765,55 @@ def report(name: str, ordinary: nn.Module, ghost: nn.Module, *inputs, per_layer:
     print(f"  param reduction: {p0 / p1:.2f}x (paper claims ~2x)\n")
 
 
-def results_table(checkpoints: list[dict]) -> str:
-    """The Markdown table of all runs; the seeds of one run share a row as mean ± standard deviation (n)."""
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation (n)."""
+    mean, n = f"{statistics.mean(values):.2f}", len(values)
+    return mean if n == 1 else f"{mean} ± {statistics.stdev(values):.2f} (n={n})"
 
-    def spread(values: list[float]) -> str:
-        mean, n = f"{statistics.mean(values):.2f}", len(values)
-        return mean if n == 1 else f"{mean} ± {statistics.stdev(values):.2f} (n={n})"
 
+def by_run(checkpoints: list[dict]) -> list[tuple[Constants, list[dict]]]:
+    """The checkpoints of each run with all its seeds."""
     groups = {}
     for checkpoint in checkpoints:
         groups.setdefault((replace(checkpoint["constants"], seed=0), len(checkpoint["history"])), []).append(checkpoint)
-    lines = []
-    for number, ((c, epochs), seeds) in enumerate(groups.items(), start=1):
+    return [(constants, seeds) for (constants, _), seeds in groups.items()]
+
+
+def markdown(rows: list[dict]) -> str:
+    """The Markdown table of rows with the same keys."""
+    lines = [row.keys() for row in rows[:1]] + [["---"] * len(row) for row in rows[:1]] + [r.values() for r in rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def results_table(checkpoints: list[dict]) -> str:
+    """The Markdown table of all runs; the seeds of one run share a row as mean ± standard deviation (n)."""
+    paper = {EXPERIMENTS[name].architecture: accuracy for name, accuracy in PAPER.items()}
+    rows = []
+    for number, (c, seeds) in enumerate(by_run(checkpoints), start=1):
         flops, params = count(build_network(c), torch.zeros(1, 3, 32, 32))[""]
-        ghost = c.ratio > 1
-        row = {
+        epochs, mirrored = len(seeds[0]["history"]), [s["mirrored_accuracy"] for s in seeds if s["finished"]]
+        schedule = {"cosine": "CosineAnnealing", "linear": "Linear", "multistep": f"MultiStepLR{c.milestones}"}
+        rows.append({
             "no.": number,
             "network": c.architecture.split()[0],
-            "ratio(s)": c.ratio if ghost else "–",
-            "kernel(d)": c.dw_kernel_size if ghost else "–",
+            "ratio(s)": c.ratio if c.ratio > 1 else "–",
+            "kernel(d)": c.dw_kernel_size if c.ratio > 1 else "–",
             "optimizer": "SGD",
-            "lr_scheduler": "CosineAnnealing" if c.schedule == "cosine" else f"MultiStepLR{c.milestones}",
-            "accuracy(ours), last epoch": spread([checkpoint["accuracy"] for checkpoint in seeds]),
-            "best epoch, chosen on test": spread([max(r["test_accuracy"] for r in s["history"]) for s in seeds]),
+            "lr_scheduler": schedule[c.schedule],
+            "measured on": f"{c.holdout} held out" if c.holdout else "test",
+            "accuracy(ours), last epoch": spread([seed["accuracy"] for seed in seeds]),
+            "with mirrored view": spread(mirrored) if mirrored else "–",
+            "best epoch, chosen by looking": spread([max(r["test_accuracy"] for r in s["history"]) for s in seeds]),
             "accuracy(earlier)": next((EARLIER[name] for name in EARLIER if EXPERIMENTS[name] == c), "–"),
-            "accuracy(paper)": PAPER.get(c.architecture, "–"),
+            "accuracy(paper)": paper.get(c.architecture, "–"),
             "params": f"{params / 1e6:.2f}M",
             "MACs": f"{flops / 1e6:.1f}M",
             "epochs": epochs if epochs == c.epochs else f"{epochs} of {c.epochs}",
             "trained on": seeds[0]["hardware"],
-            "time": duration(statistics.mean(checkpoint["seconds"] for checkpoint in seeds)),
+            "time": duration(statistics.mean(seed["seconds"] for seed in seeds)),
             "file": f"{seeds[0]['run']}.pth",
-        }
-        if not lines:
-            lines = [f"| {' | '.join(row)} |", "|" + " --- |" * len(row)]
-        lines.append(f"| {' | '.join(map(str, row.values()))} |")
-    return "\n".join(lines)
+        })
+    return markdown(rows)
 
 
 # ------------------------------------------------------------------------------------------------------- pictures
@@ -769,14 +868,42 @@ def draw_curves(checkpoints: list[dict], path: Path) -> None:
         epochs = [record["epoch"] for record in checkpoint["history"]]
         for axes, key in ((accuracy, "test_accuracy"), (loss, "loss")):
             axes.plot(epochs, [record[key] for record in checkpoint["history"]], label=checkpoint["run"])
-    for name in sorted(PAPER.keys() & {checkpoint["constants"].architecture for checkpoint in checkpoints}):
-        label = f"paper, {name}: {PAPER[name]}%"
-        accuracy.axhline(PAPER[name], linestyle="--", linewidth=1, color="0.4", label=label)
+    lines = {EXPERIMENTS[name].architecture: value for name, value in PAPER.items()}
+    for name in sorted(lines.keys() & {checkpoint["constants"].architecture for checkpoint in checkpoints}):
+        label = f"paper, {name}: {lines[name]}%"
+        accuracy.axhline(lines[name], linestyle="--", linewidth=1, color="0.4", label=label)
     accuracy.set(xlabel="epoch", ylabel="test accuracy (%)")
     accuracy.legend(loc="lower right")
     loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
     for axes in (accuracy, loss):
         axes.grid(alpha=0.3)
+    write_atomically(path, partial(figure.savefig, dpi=150))
+
+
+def draw_accuracy(checkpoints: list[dict], path: Path) -> None:
+    """Accuracy against multiply-adds: our runs, and what others report for the networks of our experiments."""
+    figure = matplotlib.figure.Figure(figsize=(10, 6), layout="constrained")
+    axes, cost = figure.subplots(), {}
+
+    def plot(label: str, marker: str, points: list[tuple[Constants, str, float]]) -> None:
+        for constants, _, _ in points:
+            if constants.architecture not in cost:
+                cost[constants.architecture] = count(build_network(constants), torch.zeros(1, 3, 32, 32))[""][0] / 1e6
+        x, y = zip(*((cost[constants.architecture], accuracy) for constants, _, accuracy in points), strict=True)
+        axes.plot(x, y, marker, label=label, markersize=7)
+        for i, (_, name, _) in enumerate(points):
+            axes.annotate(name, (x[i], y[i]), xytext=(5, 3), textcoords="offset points", fontsize=7)
+
+    for label, marker, numbers in (("paper", "s", PAPER), ("earlier reproduction", "^", EARLIER),
+                                   ("ordinary, strongest public recipe", "v", ORDINARY)):
+        plot(label, marker, [(EXPERIMENTS[name], name, accuracy) for name, accuracy in numbers.items()])
+    ours = [(c, seeds[0]["run"], statistics.mean(s["accuracy"] for s in seeds)) for c, seeds in by_run(checkpoints)
+            if not c.holdout and seeds[0]["finished"]]
+    if ours:
+        plot("ours, last epoch", "o", ours)
+    axes.set(xlabel="multiply-adds (M)", ylabel="test accuracy (%)")
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
     write_atomically(path, partial(figure.savefig, dpi=150))
 
 
@@ -807,9 +934,8 @@ def command_line() -> tuple[Arguments, dict[str, Constants]]:
         with torch.device("meta"):  # refuses what the network cannot be, before anything starts
             build_network(constants)
         for seed in arguments.seeds or [constants.seed]:
-            seeded = replace(constants, seed=seed)
-            named = asdict(EXPERIMENTS[experiment])
-            changed = {key: value for key, value in asdict(seeded).items() if value != named[key]}
+            seeded, base = replace(constants, seed=seed), EXPERIMENTS[experiment]
+            changed = seeded.changes(base) | ({"seed": seed} if seed != base.seed else {})
             parts = (f"-{k}{'_'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items())
             run = experiment + "".join(parts)
             require(len(run) <= 200, "the overridden constants make too long a file name: edit them in EXPERIMENTS")
@@ -827,7 +953,7 @@ def prepare_folder(folder: Path, option: str) -> None:
 
 def complete(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -> None:
     """Train the run unless its file is finished, then evaluate the weights in that file, and say what came out."""
-    path = arguments.checkpoint_dir / f"{run}.pth"
+    path, data = arguments.checkpoint_dir / f"{run}.pth", data.hold_out(constants.holdout)
     try:
         with filelock.FileLock(path.with_name(f".{run}.lock"), timeout=0):
             done = train(run, constants, data, arguments)
@@ -835,17 +961,18 @@ def complete(run: str, constants: Constants, data: Cifar10, arguments: Arguments
         raise UserError(f"{run} is being trained by another process: let that one finish it") from None
     how = f"{done['hardware']}, {done['precision']}, torch {done['torch']}, {done['date']}"
     print(f"{run}: complete, {constants.epochs} epochs in {duration(done['seconds'])} ({how}); --fresh trains it anew")
+    what = "held-out" if constants.holdout else "test"
     if "model" in done:
         accuracy = evaluate(load_network(path, done, data.test_images.device), data)
-        print(f"{run}: test accuracy {accuracy:.2f}% now, {done['accuracy']:.2f}% when trained", flush=True)
+        print(f"{run}: {what} accuracy {accuracy:.2f}% now, {done['accuracy']:.2f}% when trained", flush=True)
     else:
-        print(f"{run}: test accuracy {done['accuracy']:.2f}% when trained; the file holds no weights", flush=True)
+        print(f"{run}: {what} accuracy {done['accuracy']:.2f}% when trained; the file holds no weights", flush=True)
 
 
 def summarize(runs: dict[str, Constants], data: Cifar10, arguments: Arguments) -> None:
     """Print the reports and the table of all runs in the checkpoint folder, and draw the pictures."""
     image = torch.zeros(1, 3, 32, 32)
-    report("resnet-56", resnet56(), replace_conv_with_ghost(resnet56()), image, per_layer=False)
+    report("resnet-56", ResNet(56), replace_conv_with_ghost(ResNet(56)), image, per_layer=False)
     report("vgg-16", vgg16(), replace_conv_with_ghost(vgg16()), image, per_layer=False)
     checkpoints = {}
     for path in sorted(arguments.checkpoint_dir.glob("*.pth")):
@@ -855,10 +982,12 @@ def summarize(runs: dict[str, Constants], data: Cifar10, arguments: Arguments) -
             if path.stem not in runs:  # else it has been said
                 print(f"ghostnet.py: left out of the table: {error}", file=sys.stderr)
     print(results_table(list(checkpoints.values())))
-    ghosts, curves = (arguments.image_dir / f"{name}.png" for name in ("ghost_visualization", "training_curves"))
-    if checkpoints:
-        draw_curves(list(checkpoints.values()), curves)
-        print(f"\nsaved {curves}")
+    ghosts, curves, accuracies = (
+        arguments.image_dir / f"{name}.png" for name in ("ghost_visualization", "training_curves", "accuracy_vs_flops")
+    )
+    for draw, path in ((draw_curves, curves), (draw_accuracy, accuracies)) if checkpoints else ():
+        draw(list(checkpoints.values()), path)
+        print(f"saved {path}")
     trained = [run for run, c in checkpoints.items() if run in runs and c["finished"] and "model" in c]
     for run in [run for run in trained if checkpoints[run]["constants"].ratio > 1][:1]:
         path = arguments.checkpoint_dir / f"{run}.pth"

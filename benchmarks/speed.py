@@ -166,7 +166,7 @@ class Benchmark:
 
     def fast(self, step: ghostnet.TrainingStep) -> Callable[[Tensor], None]:
         """The step as ghostnet.train takes it, warm: CudaGraphStep records it at the sixth batch."""
-        step = ghostnet.CudaGraphStep(step, BATCH) if self.cuda else step
+        step = ghostnet.CudaGraphStep(step) if self.cuda else step
         for plan in self.plans(8 if self.cuda else 1):
             step(plan)
         return step

@@ -40,47 +40,46 @@ class FakeCuda:
         self.recorded()
 
     def fast(self, step):
-        group = step.optimizer.param_groups[0]
-
-        def recorded(plan, lr):  # the kernels were recorded with the tensors that the step had then
-            number, group["lr"] = group["lr"], lr
-            step(plan)
-            group["lr"] = number
-
         def recordable(plan):
             if self.capturing:
                 self.log.append("recorded")
-                self.recorded = lambda plan=plan, lr=group["lr"]: recorded(plan, lr)
+                self.recorded = lambda: step(plan)  # the kernels were recorded with this tensor
             else:
                 self.log.append(f"plain {len(plan)}")
                 step(plan)
 
-        recordable.optimizer = step.optimizer
-        return CudaGraphStep(recordable, batch_size=16)
+        recordable.constants = step.constants
+        return CudaGraphStep(recordable)
 
 
 def small_network():
     return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 15 * 15, 10))
 
 
-def twenty_steps(data, monkeypatch, wrap=lambda step: step):
-    """Weights, statistics, momentum and tally of a small ghost network after 20 steps with a falling learning rate."""
+def twenty_steps(data, monkeypatch, wrap=lambda step: step, **constants):
+    """Weights, statistics, momentum, average and tally of a small ghost network after 20 steps with a falling rate."""
     monkeypatch.setitem(ghostnet.NETWORKS, "resnet56", small_network)
     torch.manual_seed(0)
-    step = TrainingStep(Constants(), data, torch.float32)
-    group, run = step.optimizer.param_groups[0], wrap(step)
+    step = TrainingStep(Constants(batch_size=16, **constants), data, torch.float32)
+    run = wrap(step)
     for i, size in enumerate(SIZES):
-        group["lr"] = lr = 0.5 ** (4 + i // 4)
-        run(data.epoch_plan()[:size].to(data.train_labels.device))
-        assert type(group["lr"]) is float and group["lr"] == lr
+        step.lr.fill_(0.5 ** (4 + i // 4))
+        run(data.epoch_plan(cutout="cutout" in constants)[:size].to(data.train_labels.device))
     momentum = [step.optimizer.state[parameter]["momentum_buffer"] for parameter in step.model.parameters()]
-    return [value.clone() for value in (*step.model.state_dict().values(), *momentum, step.tally)]
+    states = (*step.model.state_dict().values(), *step.average.state_dict().values(), *momentum, step.tally)
+    return [value.clone() for value in states]
 
 
-def test_full_batches_are_recorded_once_and_replayed_and_the_weights_are_those_of_plain_steps(data, monkeypatch):
-    plain = twenty_steps(data, monkeypatch)
+LEVERS = {"nesterov": True, "decay_norm_and_bias": False, "label_smoothing": 0.1, "cutout": 8, "ema": 0.9}
+
+
+@pytest.mark.parametrize("levers", [{}, LEVERS])
+def test_full_batches_are_recorded_once_and_replayed_and_the_weights_are_those_of_plain_steps(
+    data, monkeypatch, levers
+):
+    plain = twenty_steps(data, monkeypatch, **levers)
     cuda = FakeCuda(monkeypatch)
-    torch.testing.assert_close(twenty_steps(data, monkeypatch, cuda.fast), plain)
+    torch.testing.assert_close(twenty_steps(data, monkeypatch, cuda.fast, **levers), plain)
     assert cuda.log == FAST
 
 
@@ -94,15 +93,16 @@ def test_a_failed_recording_is_one_line_and_training_goes_on_plainly(data, monke
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: a real graph")
-def test_cuda_graph_gives_the_weights_of_plain_steps(data, monkeypatch, capsys):
+@pytest.mark.parametrize("levers", [{}, LEVERS])
+def test_cuda_graph_gives_the_weights_of_plain_steps(data, monkeypatch, capsys, levers):
     on_cuda, graphs = copy.copy(data), []
     vars(on_cuda).update({k: v.to("cuda") for k, v in vars(data).items() if isinstance(v, torch.Tensor)})
 
     def fast(step):
-        graphs.append(CudaGraphStep(step, batch_size=16))
+        graphs.append(CudaGraphStep(step))
         return graphs[0]
 
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        plain = twenty_steps(on_cuda, monkeypatch)
-        torch.testing.assert_close(twenty_steps(on_cuda, monkeypatch, fast), plain, rtol=1e-3, atol=1e-4)
+        plain = twenty_steps(on_cuda, monkeypatch, **levers)
+        torch.testing.assert_close(twenty_steps(on_cuda, monkeypatch, fast, **levers), plain, rtol=1e-3, atol=1e-4)
     assert graphs[0].graph is not None and capsys.readouterr().err == ""

@@ -162,6 +162,7 @@ COUNTS = [  # network, ratio, dw_kernel_size, parameters, multiply-adds (M), flo
     ("resnet56", 2, 3, 439_914, "65.326", "67.505"),
     ("resnet56", 3, 3, 312_038, "48.113", "50.292"),
     ("resnet56", 5, 3, 198_646, "32.798", "34.977"),
+    ("resnet32", 1, 3, 466_906, "69.125", "70.386"),
 ]
 
 
@@ -176,10 +177,49 @@ def test_network_has_the_known_counts(network, ratio, d, parameters, macs, thop)
     assert f"{multiply_adds(model, x) / 1e6:.3f}" == macs
 
 
-def test_resnet32_has_the_known_counts():
+PAPER_COLUMNS = {  # tables 3, 4 and 5: parameters (M), FLOPs (M)
+    "vgg16": ("15.0", 313),
+    "gv_d1": ("7.6", 157),
+    "gv_cosine": ("7.7", 158),
+    "gv_d5": ("7.7", 160),
+    "gv_d7": ("7.7", 163),
+    "gv_s3": ("5.2", 107),
+    "gv_s4": ("4.0", 80),
+    "gv_s5": ("3.3", 65),
+    "resnet56": ("0.9", 125),
+}
+
+
+@pytest.mark.parametrize("experiment", PAPER_COLUMNS)
+def test_experiments_have_the_papers_counts(experiment):
+    """The paper's FLOPs are those of convolutions and linear layers, cut to whole millions."""
     with torch.device("meta"):
-        flops, parameters = ghostnet.count(ghostnet.ResNet(blocks_per_stage=5), torch.zeros(1, 3, 32, 32))[""]
-    assert (parameters, f"{flops / 1e6:.3f}") == (466_906, "70.386")
+        model = ghostnet.build_network(ghostnet.EXPERIMENTS[experiment])
+        macs = multiply_adds(model, torch.zeros(1, 3, 32, 32))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert (f"{parameters / 1e6:.1f}", int(macs / 1e6)) == PAPER_COLUMNS[experiment]
+
+
+@pytest.mark.parametrize("s, d", [(10, 5), (20, 5), (20, 3)])
+def test_a_ratio_above_the_channels_leaves_one_intrinsic_map(s, d):
+    with torch.device("meta"):
+        model = ghostnet.build_network(Constants(ratio=s, dw_kernel_size=d))
+        ordinary = ghostnet.ResNet(56)
+    expected = sum(parameter.numel() for parameter in ordinary.parameters())
+    for conv in (module for module in ordinary.modules() if isinstance(module, nn.Conv2d)):
+        ratio = min(s, conv.out_channels)
+        intrinsic = -(-conv.out_channels // ratio)
+        dense = intrinsic * conv.weight[0].numel()
+        expected += dense + intrinsic * (ratio - 1) * d * d - conv.weight.numel()
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+    ghosts = [module for module in model.modules() if isinstance(module, GhostModule)]
+    assert len(ghosts) == 57
+
+
+def test_only_depths_of_6n_plus_2_are_resnets():
+    for depth in (2, 18, 55):
+        with pytest.raises(ValueError, match="6n"):
+            ghostnet.ResNet(depth)
 
 
 @pytest.mark.parametrize("s, d, k", [*itertools.product([2, 3, 4], [1, 3, 5], [1, 3])])
