@@ -112,24 +112,19 @@ class Constants:
     """of the initialization, the data order and the augmentation"""
 
     def __post_init__(self):
-        d, milestones = self.dw_kernel_size, self.milestones
-        require(1 <= self.ratio <= 512, f"--ratio must be from 1 to 512, not {self.ratio}")
-        require(1 <= d <= 63 and d % 2 == 1, f"--dw-kernel-size must be odd and from 1 to 63, not {d}")
-        require(1 <= self.epochs <= 10**6, f"--epochs must be from 1 to 1000000, not {self.epochs}")
-        warm = 0 <= self.warmup_epochs < self.epochs
-        require(warm, f"--warmup-epochs must be from 0 to below --epochs, not {self.warmup_epochs}")
-        require(1 <= self.batch_size <= 50_000, f"--batch-size must be from 1 to 50000, not {self.batch_size}")
-        require(0 < self.lr < math.inf, f"--lr must be positive and finite, not {self.lr}")
-        require(0 <= self.weight_decay < math.inf, f"--weight-decay must be from 0 and finite, not {self.weight_decay}")
-        for name in ("momentum", "label_smoothing", "ema"):
+        ranges = {
+            "ratio": (1, 512), "dw_kernel_size": (1, 63), "epochs": (1, 10**6), "warmup_epochs": (0, self.epochs - 1),
+            "lr": (1e-9, 1e9), "momentum": (0, 0.9999), "weight_decay": (0, 1e3), "batch_size": (1, 50_000),
+            "label_smoothing": (0, 0.9999), "cutout": (0, 32), "ema": (0, 0.999999), "holdout": (0, 49_999),
+            "seed": (0, 2**63 - 1),
+        }
+        for name, (low, high) in ranges.items():
             value, option = getattr(self, name), name.replace("_", "-")
-            require(0 <= value < 1, f"--{option} must be from 0 to below 1, not {value}")
+            require(low <= value <= high, f"--{option} must be from {low} to {high}, not {value}")
+        require(self.dw_kernel_size % 2 == 1, f"--dw-kernel-size must be odd, not {self.dw_kernel_size}")
         require(self.momentum > 0 or not self.nesterov, "--nesterov needs a --momentum above 0")
-        require(0 <= self.cutout <= 32, f"--cutout must be from 0 to 32, not {self.cutout}")
-        require(0 <= self.holdout < 50_000, f"--holdout must be from 0 to 49999, not {self.holdout}")
-        require(0 <= self.seed < 2**63, f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
-        ascending = all(a < b for a, b in itertools.pairwise((0, *milestones, 10**7)))
-        require(ascending, f"--milestones must be positive and ascending, not {' '.join(map(str, milestones))}")
+        ascending = all(a < b for a, b in itertools.pairwise((0, *self.milestones, 10**7)))
+        require(ascending, f"--milestones must be positive and ascending, not {' '.join(map(str, self.milestones))}")
 
     @property
     def architecture(self) -> str:
@@ -427,6 +422,7 @@ class Cifar10:
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
 VERSION = 1  # of a checkpoint's layout
+SAVE_SECONDS = 10  # between saves at least, where epochs are so short that saving each would take a good part of them
 
 
 def write_atomically(path: Path, write: Callable[[io.BytesIO], None]) -> None:
@@ -687,7 +683,7 @@ def train(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -
                 rng[name].set_rng_state(checkpoint["rng"][name])
         for group in optimizer.param_groups:
             group["lr"] = plain_step.lr
-    n = len(data.train_labels)
+    n, saved, due = len(data.train_labels), len(history), -math.inf
     progress = {"desc": run, "initial": len(history) * n, "total": constants.epochs * n, "unit": "img"}
     quiet = True if "RANK" in os.environ else None  # None: tqdm asks whether there is a terminal
     with tqdm(**progress, unit_scale=True, disable=quiet) as bar:
@@ -703,7 +699,7 @@ def train(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -
             loss, train_accuracy = (plain_step.tally / n).tolist()
             speed = n / (time.perf_counter() - start)
             if not math.isfinite(loss + torch.nn.utils.get_total_norm(plain_step.averages)):
-                kept = f"{path} keeps epoch {epoch - 1}" if history else "nothing was saved"
+                kept = f"{path} keeps epoch {saved}" if saved else "nothing was saved"
                 raise UserError(f"{run}: the loss is not finite in epoch {epoch}; {kept}: try a smaller --lr")
             finished = epoch == constants.epochs
             if finished:
@@ -712,17 +708,19 @@ def train(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -
             seconds = time.perf_counter() - start
             history.append({"epoch": epoch, "lr": lr, "loss": loss, "train_accuracy": 100 * train_accuracy,
                             "test_accuracy": test_accuracy, "seconds": seconds})
-            checkpoint = {"version": VERSION, "run": run, "constants": asdict(constants), "history": history,
-                          "hardware": hardware_name(device), "precision": str(precision).removeprefix("torch."),
-                          "torch": str(torch.__version__), "date": date.today().isoformat()}
-            if finished:
-                checkpoint["mirrored_accuracy"] = evaluate(average, data, mirrored=True)
-                weights = average.state_dict()
-                checkpoint["model"] = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
-            else:
-                checkpoint |= {name: value.state_dict() for name, value in stateful.items()}
-                checkpoint["rng"] = {name: module.get_rng_state() for name, module in rng.items()}
-            write_atomically(path, partial(torch.save, checkpoint))
+            if finished or time.perf_counter() >= due:
+                checkpoint = {"version": VERSION, "run": run, "constants": asdict(constants), "history": history,
+                              "hardware": hardware_name(device), "precision": str(precision).removeprefix("torch."),
+                              "torch": str(torch.__version__), "date": date.today().isoformat()}
+                if finished:
+                    checkpoint["mirrored_accuracy"] = evaluate(average, data, mirrored=True)
+                    weights = average.state_dict()
+                    checkpoint["model"] = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+                else:
+                    checkpoint |= {name: value.state_dict() for name, value in stateful.items()}
+                    checkpoint["rng"] = {name: module.get_rng_state() for name, module in rng.items()}
+                write_atomically(path, partial(torch.save, checkpoint))
+                saved, due = epoch, time.perf_counter() + SAVE_SECONDS
             left = duration((constants.epochs - epoch) * seconds)
             line = f"epoch {epoch}/{constants.epochs}, loss {loss:.4f}, train {100 * train_accuracy:.2f}%, "
             line += f"{'held out' if constants.holdout else 'test'} {test_accuracy:.2f}%"

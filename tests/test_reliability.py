@@ -172,20 +172,20 @@ def test_a_full_disk_and_a_kill_keep_the_pictures(script, finished):
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(script, half):
     checkpoint = torch.load(half, weights_only=True)
-    checkpoint["constants"]["lr"] = 1e30
-    name = "gr_cosine-epochs2-lr1e+30.pth"
+    checkpoint["constants"]["lr"] = 1e9
+    name = "gr_cosine-epochs2-lr1000000000.0.pth"
     held = {name: saved(checkpoint)}
     write(script.checkpoints, held)
-    process = script.run("gr_cosine", "--epochs", 2, "--lr", 1e30, "--precision", "float32")
+    process = script.run("gr_cosine", "--epochs", 2, "--lr", 1e9, "--precision", "float32")
     assert f"not finite in epoch 2; checkpoints/{name} keeps epoch 1: try a smaller --lr" in complaint(process, 2)
     assert files(script.checkpoints) == held
-    assert len(ghostnet.load_checkpoint(script.checkpoints / name, Constants(epochs=2, lr=1e30))["history"]) == 1
+    assert len(ghostnet.load_checkpoint(script.checkpoints / name, Constants(epochs=2, lr=1e9))["history"]) == 1
 
 
 def test_a_loss_that_is_never_finite_saves_nothing(few, tmp_path):
     arguments = ghostnet.Arguments(checkpoint_dir=tmp_path, precision="float32")
     with pytest.raises(UserError, match="not finite in epoch 1; nothing was saved"):
-        ghostnet.train("run", Constants(epochs=1, lr=1e30, batch_size=10), few, arguments)
+        ghostnet.train("run", Constants(epochs=1, lr=1e9, batch_size=10), few, arguments)
     assert files(tmp_path) == {}
 
 

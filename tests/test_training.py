@@ -1,6 +1,7 @@
 """Training against plain torch: the schedules, and one epoch against a loop written out here."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -189,3 +190,21 @@ def test_only_a_run_of_hours_says_how_long_it_will_take(data, tmp_path, capsys, 
     clock = iter(range(0, 10**6, 2))
     ghostnet.train("seconds", Constants(epochs=2), data, arguments(tmp_path))
     assert "take about" not in capsys.readouterr().out
+
+
+def test_short_epochs_are_saved_every_few_seconds_and_the_last_always(data, tmp_path, monkeypatch):
+    clock, saves, write = itertools.count(), [], ghostnet.write_atomically
+
+    def write_and_note(path, save):
+        write(path, save)
+        checkpoint = ghostnet.read_checkpoint(path)
+        saves.append((len(checkpoint["history"]), next(clock)))
+
+    monkeypatch.setattr(ghostnet.time, "perf_counter", lambda: next(clock))  # a second passes between any two looks
+    monkeypatch.setattr(ghostnet.Cifar10, "epoch_plan", lambda *_: torch.zeros(2, 4, dtype=torch.long))
+    monkeypatch.setattr(ghostnet, "evaluate", lambda *_, **__: 10.0)
+    monkeypatch.setattr(ghostnet, "write_atomically", write_and_note)
+    ghostnet.train("run", Constants(network="resnet20", epochs=11), data, arguments(tmp_path))
+    epochs, times = zip(*saves, strict=True)
+    assert epochs[0] == 1 and epochs[-1] == 11 and 3 <= len(epochs) < 8
+    assert all(b - a >= 10 for a, b in itertools.pairwise(times[:-1]))
