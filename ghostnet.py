@@ -80,8 +80,8 @@ class Constants:
     """d, kernel size of the cheap depthwise operation, odd"""
     initialization: Literal["default", "he", "he_zero"] = "default"
     """of the convolutions: PyTorch's, or He's by fan-out; he_zero: and each residual block begins as its shortcut"""
-    schedule: Literal["cosine", "linear", "multistep"] = "cosine"
-    """of the learning rate: cosine or linear to zero, or divided by 10 at each milestone"""
+    schedule: Literal["cosine", "multistep"] = "cosine"
+    """of the learning rate: cosine to zero, or divided by 10 at each milestone"""
     milestones: tuple[int, ...] = (100, 150)
     """epochs after which the multistep schedule divides the learning rate"""
     epochs: int = 200
@@ -563,7 +563,7 @@ def learning_rate(c: Constants, epoch: int) -> float:
     if c.schedule == "multistep":
         return c.lr * 0.1 ** sum(epoch >= milestone for milestone in c.milestones)
     done = (epoch - c.warmup_epochs) / (c.epochs - c.warmup_epochs)
-    return c.lr * (1 - done if c.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
+    return c.lr * (1 + math.cos(math.pi * done)) / 2
 
 
 def evaluate(model: nn.Module, data: Cifar10, precision: torch.dtype = torch.float32, mirrored: bool = False) -> float:
@@ -790,14 +790,13 @@ def results_table(checkpoints: list[dict]) -> str:
     for number, (c, seeds) in enumerate(by_run(checkpoints), start=1):
         flops, params = count(build_network(c), torch.zeros(1, 3, 32, 32))[""]
         epochs, mirrored = len(seeds[0]["history"]), [s["mirrored_accuracy"] for s in seeds if s["finished"]]
-        schedule = {"cosine": "CosineAnnealing", "linear": "Linear", "multistep": f"MultiStepLR{c.milestones}"}
         rows.append({
             "no.": number,
             "network": c.architecture.split()[0],
             "ratio(s)": c.ratio if c.ratio > 1 else "–",
             "kernel(d)": c.dw_kernel_size if c.ratio > 1 else "–",
             "optimizer": "SGD",
-            "lr_scheduler": schedule[c.schedule],
+            "lr_scheduler": "CosineAnnealing" if c.schedule == "cosine" else f"MultiStepLR{c.milestones}",
             "measured on": f"{c.holdout} held out" if c.holdout else "test",
             "accuracy(ours), last epoch": spread([seed["accuracy"] for seed in seeds]),
             "with mirrored view": spread(mirrored) if mirrored else "–",

@@ -30,7 +30,6 @@ LEVERS = {
     "nesterov": {"nesterov": True},
     "warmup": {"warmup_epochs": 1},
     "lr": {"lr": 0.2},
-    "linear": {"schedule": "linear"},
     "smoothing": {"label_smoothing": 0.1},
     "ema": {"ema": 0.99},
     "cutout": {"cutout": 8},

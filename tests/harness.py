@@ -183,7 +183,7 @@ GOOD = spelled({
     "--initialization": ["default", "he", "he_zero"],
     "--ratio": ["1", "2", "3", "16", "20"],
     "--dw-kernel-size": ["1", "3", "5", "63"],
-    "--schedule": ["cosine", "linear", "multistep"],
+    "--schedule": ["cosine", "multistep"],
     "--warmup-epochs": ["0"],
     "--nesterov": [""],
     "--no-decay-norm-and-bias": [""],

@@ -26,8 +26,7 @@ def arguments(folder, **options):
             Constants(schedule="multistep", milestones=(3, 5, 9), epochs=12),
             lambda e: 0.1 ** (1 + sum(e >= m for m in (3, 5, 9))),
         ),
-        (Constants(schedule="linear", epochs=4, lr=0.8), [0.8, 0.6, 0.4, 0.2].__getitem__),
-        (Constants(schedule="linear", epochs=5, lr=0.6, warmup_epochs=2), [0.2, 0.4, 0.6, 0.4, 0.2].__getitem__),
+        (Constants(epochs=4, lr=0.6, warmup_epochs=2), [0.2, 0.4, 0.6, 0.3].__getitem__),
         (Constants(epochs=6, warmup_epochs=4), [0.02, 0.04, 0.06, 0.08, 0.1, 0.05].__getitem__),
         (
             Constants(schedule="multistep", epochs=4, warmup_epochs=1, milestones=(3,)),
