@@ -698,12 +698,13 @@ def train(run: str, constants: Constants, data: Cifar10, arguments: Arguments) -
                 bar.update(len(plan))
             loss, train_accuracy = (plain_step.tally / n).tolist()
             speed = n / (time.perf_counter() - start)
-            if not math.isfinite(loss + torch.nn.utils.get_total_norm(plain_step.averages)):
-                kept = f"{path} keeps epoch {saved}" if saved else "nothing was saved"
-                raise UserError(f"{run}: the loss is not finite in epoch {epoch}; {kept}: try a smaller --lr")
             finished = epoch == constants.epochs
             if finished:
                 average.half().float()  # the file will hold float16: what is measured is what that can do
+            floats = [value for value in average.state_dict().values() if value.is_floating_point()]
+            if not math.isfinite(loss + torch.nn.utils.get_total_norm(floats)):
+                kept = f"{path} keeps epoch {saved}" if saved else "nothing was saved"
+                raise UserError(f"{run}: the loss is not finite in epoch {epoch}; {kept}: try a smaller --lr")
             test_accuracy = evaluate(average, data, torch.float32 if finished else precision)
             seconds = time.perf_counter() - start
             history.append({"epoch": epoch, "lr": lr, "loss": loss, "train_accuracy": 100 * train_accuracy,
