@@ -38,9 +38,14 @@ FEW = ["--batch-size", 10, "--lr", 0.01]  # five steps an epoch
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
 
 
-@pytest.fixture(scope="session")
-def tiny_data_dir(tmp_path_factory):
+@pytest.fixture(scope="module")
+def fifty_images(tmp_path_factory):
     return write_tiny_cifar10(tmp_path_factory.mktemp("few"), train=50, test=20)
+
+
+@pytest.fixture
+def script(tmp_path, fifty_images):
+    return Script(tmp_path, fifty_images)
 
 
 @pytest.fixture
