@@ -46,7 +46,7 @@ class Arguments:
     """each lever once with each of these seeds"""
     network: Literal["resnet20", "resnet56"] = "resnet20"
     """the ordinary network whose convolutions become ghost modules"""
-    epochs: int = 4
+    epochs: int = 3
     """length of each run and of its schedule"""
     folder: Path = ROOT / "ablation"
     """of the histories"""
