@@ -130,10 +130,6 @@ class Constants:
     def architecture(self) -> str:
         return f"ghost-{self.network} s={self.ratio} d={self.dw_kernel_size}" if self.ratio > 1 else self.network
 
-    def changes(self, base: "Constants") -> dict:
-        """The constants that differ from those of another run, without the seed."""
-        return {key: value for key, value in asdict(self).items() if value != getattr(base, key) and key != "seed"}
-
 
 GR, GV = Constants(), Constants(network="vgg16", weight_decay=5e-4)
 BEST = {"nesterov": True}  # the levers that gain more than twice their standard error in benchmarks/ablation.py
@@ -939,7 +935,7 @@ def command_line() -> tuple[Arguments, dict[str, Constants]]:
             build_network(constants)
         for seed in arguments.seeds or [constants.seed]:
             seeded, base = replace(constants, seed=seed), EXPERIMENTS[experiment]
-            changed = seeded.changes(base) | ({"seed": seed} if seed != base.seed else {})
+            changed = {key: value for key, value in asdict(seeded).items() if value != getattr(base, key)}
             parts = (f"-{k}{'_'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items())
             run = experiment + "".join(parts)
             require(len(run) <= 200, "the overridden constants make too long a file name: edit them in EXPERIMENTS")
@@ -985,7 +981,7 @@ def summarize(runs: dict[str, Constants], data: Cifar10, arguments: Arguments) -
         except UserError as error:
             if path.stem not in runs:  # else it has been said
                 print(f"ghostnet.py: left out of the table: {error}", file=sys.stderr)
-    print(results_table(list(checkpoints.values())))
+    print(results_table(list(checkpoints.values())), end="\n\n")
     ghosts, curves, accuracies = (
         arguments.image_dir / f"{name}.png" for name in ("ghost_visualization", "training_curves", "accuracy_vs_flops")
     )
