@@ -181,14 +181,10 @@ PADDING = 4  # zero pixels on each side, from which the random crop is taken
 PICTURE_IMAGE = 12  # test image in the ghost picture: a dog
 PICTURE_MODULE = 1  # its ghost module: the first block's first in ResNet-56, the second layer in VGG-16 (figure 4)
 
-# Top-1 accuracy in percent by experiment: in the paper's tables 3, 4 and 5; of the earlier reproduction that this one
-# follows (last epoch for VGG-16, best epoch on the test set for ResNet-56); and of the strongest public recipe for the
-# ordinary networks, which is that of github.com/chenyaofo/pytorch-cifar-models.
-PAPER = {"gr_cosine": 92.7, "resnet56": 93.0, "vgg16": 93.6, "gv_cosine": 93.7, "gv_d1": 93.5, "gv_d5": 93.4,
-         "gv_d7": 93.1, "gv_s3": 93.4, "gv_s4": 93.0, "gv_s5": 92.9}
-EARLIER = {"gr_cosine": 92.20, "gr_multistep": 92.55, "gv_cosine": 93.60, "gr_s3": 91.54, "gr_s5": 90.62,
-           "gr_s10": 88.47, "gr_s20": 84.30}
-ORDINARY = {"resnet32": 93.53, "resnet56": 94.37, "vgg16": 94.16}
+# The paper's top-1 accuracy in percent (tables 3, 4 and 5); benchmarks/comparison.py has what others report.
+PAPER = {"resnet56": 93.0, "ghost-resnet56 s=2 d=3": 92.7, "vgg16": 93.6, "ghost-vgg16 s=2 d=1": 93.5,
+         "ghost-vgg16 s=2 d=3": 93.7, "ghost-vgg16 s=2 d=5": 93.4, "ghost-vgg16 s=2 d=7": 93.1,
+         "ghost-vgg16 s=3 d=3": 93.4, "ghost-vgg16 s=4 d=3": 93.0, "ghost-vgg16 s=5 d=3": 92.9}
 
 # --------------------------------------------------------------------------------------------------- ghost module
 
@@ -548,8 +544,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 def hardware_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
-    return f"{name} {device.type.upper()}, {torch.get_num_threads()} threads"
+    name, threads = torch.cpu.get_capabilities().get("cpu_name", platform.machine()), torch.get_num_threads()
+    return f"{name} {device.type.upper()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def duration(seconds: float) -> str:
@@ -787,7 +783,6 @@ def markdown(rows: list[dict]) -> str:
 
 def results_table(checkpoints: list[dict]) -> str:
     """The Markdown table of all runs; the seeds of one run share a row as mean ± standard deviation (n)."""
-    paper = {EXPERIMENTS[name].architecture: accuracy for name, accuracy in PAPER.items()}
     rows = []
     for number, (c, seeds) in enumerate(by_run(checkpoints), start=1):
         flops, params = count(build_network(c), torch.zeros(1, 3, 32, 32))[""]
@@ -803,8 +798,7 @@ def results_table(checkpoints: list[dict]) -> str:
             "accuracy(ours), last epoch": spread([seed["accuracy"] for seed in seeds]),
             "with mirrored view": spread(mirrored) if mirrored else "–",
             "best epoch, chosen by looking": spread([max(r["test_accuracy"] for r in s["history"]) for s in seeds]),
-            "accuracy(earlier)": next((EARLIER[name] for name in EARLIER if EXPERIMENTS[name] == c), "–"),
-            "accuracy(paper)": paper.get(c.architecture, "–"),
+            "accuracy(paper)": PAPER.get(c.architecture, "–"),
             "params": f"{params / 1e6:.2f}M",
             "MACs": f"{flops / 1e6:.1f}M",
             "epochs": epochs if epochs == c.epochs else f"{epochs} of {c.epochs}",
@@ -867,43 +861,14 @@ def draw_curves(checkpoints: list[dict], path: Path) -> None:
         epochs = [record["epoch"] for record in checkpoint["history"]]
         for axes, key in ((accuracy, "test_accuracy"), (loss, "loss")):
             axes.plot(epochs, [record[key] for record in checkpoint["history"]], label=checkpoint["run"])
-    lines = {EXPERIMENTS[name].architecture: value for name, value in PAPER.items()}
-    for name in sorted(lines.keys() & {checkpoint["constants"].architecture for checkpoint in checkpoints}):
-        label = f"paper, {name}: {lines[name]}%"
-        accuracy.axhline(lines[name], linestyle="--", linewidth=1, color="0.4", label=label)
+    for name in sorted(PAPER.keys() & {checkpoint["constants"].architecture for checkpoint in checkpoints}):
+        label = f"paper, {name}: {PAPER[name]}%"
+        accuracy.axhline(PAPER[name], linestyle="--", linewidth=1, color="0.4", label=label)
     accuracy.set(xlabel="epoch", ylabel="test accuracy (%)")
     accuracy.legend(loc="lower right")
     loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
     for axes in (accuracy, loss):
         axes.grid(alpha=0.3)
-    write_atomically(path, partial(figure.savefig, dpi=150))
-
-
-def draw_accuracy(checkpoints: list[dict], path: Path) -> None:
-    """Accuracy against multiply-adds: our runs, and what others report for the networks of our experiments."""
-    figure = matplotlib.figure.Figure(figsize=(10, 6), layout="constrained")
-    axes, cost = figure.subplots(), {}
-
-    def plot(label: str, marker: str, points: list[tuple[Constants, str, float]]) -> None:
-        for constants, _, _ in points:
-            if constants.architecture not in cost:
-                cost[constants.architecture] = count(build_network(constants), torch.zeros(1, 3, 32, 32))[""][0] / 1e6
-        x, y = zip(*((cost[constants.architecture], accuracy) for constants, _, accuracy in points), strict=True)
-        axes.plot(x, y, marker, label=label, markersize=7)
-        for i, (_, name, _) in enumerate(points):
-            side = {"s": (-6, 1, "right"), "^": (6, -7, "left")}.get(marker, (6, 1, "left"))  # keeps labels apart
-            axes.annotate(name, (x[i], y[i]), side[:2], textcoords="offset points", ha=side[2], fontsize=7)
-
-    for label, marker, numbers in (("paper", "s", PAPER), ("earlier reproduction", "^", EARLIER),
-                                   ("ordinary, strongest public recipe", "v", ORDINARY)):
-        plot(label, marker, [(EXPERIMENTS[name], name, accuracy) for name, accuracy in numbers.items()])
-    ours = [(c, seeds[0]["run"], statistics.mean(s["accuracy"] for s in seeds)) for c, seeds in by_run(checkpoints)
-            if not c.holdout and seeds[0]["finished"]]
-    if ours:
-        plot("ours, last epoch", "o", ours)
-    axes.set(xlabel="multiply-adds (M)", ylabel="test accuracy (%)")
-    axes.legend(loc="lower right")
-    axes.grid(alpha=0.3)
     write_atomically(path, partial(figure.savefig, dpi=150))
 
 
@@ -982,17 +947,26 @@ def summarize(runs: dict[str, Constants], data: Cifar10, arguments: Arguments) -
             if path.stem not in runs:  # else it has been said
                 print(f"ghostnet.py: left out of the table: {error}", file=sys.stderr)
     print(results_table(list(checkpoints.values())), end="\n\n")
-    ghosts, curves, accuracies = (
-        arguments.image_dir / f"{name}.png" for name in ("ghost_visualization", "training_curves", "accuracy_vs_flops")
-    )
-    for draw, path in ((draw_curves, curves), (draw_accuracy, accuracies)) if checkpoints else ():
-        draw(list(checkpoints.values()), path)
+    if tested := [checkpoint for checkpoint in checkpoints.values() if not checkpoint["constants"].holdout]:
+        path = arguments.image_dir / "training_curves.png"
+        draw_curves(tested, path)
         print(f"saved {path}")
     trained = [run for run, c in checkpoints.items() if run in runs and c["finished"] and "model" in c]
     for run in [run for run in trained if checkpoints[run]["constants"].ratio > 1][:1]:
-        path = arguments.checkpoint_dir / f"{run}.pth"
-        draw_ghosts(run, load_network(path, checkpoints[run], data.test_images.device), data, ghosts)
-        print(f"saved {ghosts}")
+        file, path = arguments.checkpoint_dir / f"{run}.pth", arguments.image_dir / "ghost_visualization.png"
+        draw_ghosts(run, load_network(file, checkpoints[run], data.test_images.device), data, path)
+        print(f"saved {path}")
+
+
+def run_as_script(main: Callable[[], None]) -> None:
+    """What the user can mend ends in one line on stderr and exit code 2."""
+    try:
+        main()
+    except (UserError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:  # before training began
+        sys.exit(128 + signal.SIGINT)
 
 
 def main() -> None:
@@ -1031,10 +1005,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        print(f"ghostnet.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # before training began
-        sys.exit(128 + signal.SIGINT)
+    run_as_script(main)

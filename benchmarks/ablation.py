@@ -6,7 +6,7 @@
 Every run is gr_cosine on a shallower network, for fewer epochs, trained on 45,000 of the training images and measured
 after its last epoch on the other 5,000; the test images are not looked at. The histories stay in benchmarks/ablation/,
 without the weights, so that the table needs no training. "Gain" is the mean over the seeds of the difference from the
-run with the same seed that changes nothing, ± its standard error.
+run with the same seed and without the (last) change, ± its standard error.
 """
 
 import sys
@@ -34,6 +34,7 @@ LEVERS = {
     "ema": {"ema": 0.99},
     "cutout": {"cutout": 8},
 }
+LEVERS["nesterov+decay"] = LEVERS["nesterov"] | LEVERS["decay"]
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,21 @@ def table(folder: Path) -> str:
         checkpoint = ghostnet.read_checkpoint(path)
         if checkpoint["finished"]:
             c, lever = checkpoint["constants"], path.stem.split("-")[1]
-            runs.setdefault((c.architecture, c.epochs, [*LEVERS].index(lever)), []).append(checkpoint)
+            runs.setdefault((c.architecture, c.epochs, lever), []).append(checkpoint)
     rows = []
-    for (architecture, epochs, lever), seeds in sorted(runs.items()):
-        base = {run["constants"].seed: run["accuracy"] for run in runs.get((architecture, epochs, 0), [])}
+    for architecture, epochs, lever in sorted(runs, key=lambda run: (*run[:2], [*LEVERS].index(run[2]))):
+        seeds = runs[architecture, epochs, lever]
+        without = runs.get((architecture, epochs, lever.rpartition("+")[0] or "nothing"), [])
+        base = {run["constants"].seed: run["accuracy"] for run in without}
         gains = [s["accuracy"] - base[s["constants"].seed] for s in seeds if s["constants"].seed in base]
         error = f" ± {stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
+        changes = (", ".join(f"{key} {value}" for key, value in LEVERS[part].items()) for part in lever.split("+"))
         rows.append({
             "network": architecture,
             "epochs": epochs,
-            "changed": ", ".join(f"{key} {value}" for key, value in [*LEVERS.values()][lever].items()) or "nothing",
+            "changed": " + ".join(changes) or "nothing",
             "held-out accuracy": ghostnet.spread([seed["accuracy"] for seed in seeds]),
-            "gain": f"{mean(gains):+.2f}{error}" if gains and lever else "–",
+            "gain": f"{mean(gains):+.2f}{error}" if gains and lever != "nothing" else "–",
             "with mirrored view": ghostnet.spread([seed["mirrored_accuracy"] for seed in seeds]),
             "trained on": seeds[0]["hardware"],
         })
@@ -110,10 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ghostnet.UserError, OSError) as error:
-        print(f"ablation.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    ghostnet.run_as_script(main)

@@ -299,10 +299,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ghostnet.UserError, OSError) as error:
-        print(f"speed.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    ghostnet.run_as_script(main)
