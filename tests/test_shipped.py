@@ -1,6 +1,7 @@
 """What is shipped in checkpoints/ and benchmarks/ablation/ is what the README says, measured again on the real data."""
 
 import ablation
+import comparison
 import pytest
 import torch
 from harness import ROOT
@@ -13,7 +14,9 @@ WITH_WEIGHTS = [path for path in SHIPPED if "model" in torch.load(path, weights_
 
 
 def test_the_tables_in_the_readme_are_those_that_the_commands_print():
-    assert ghostnet.results_table([ghostnet.read_checkpoint(path) for path in SHIPPED]) in README
+    runs = [ghostnet.read_checkpoint(path) for path in SHIPPED]
+    assert ghostnet.results_table(runs) in README
+    assert comparison.table(runs) in README
     assert ablation.table(ROOT / "benchmarks" / "ablation") in README
 
 
