@@ -1,6 +1,6 @@
 """How fast ghostnet.py is, and how fast ghost modules are, on this machine: four Markdown tables.
 
-    python benchmarks/speed.py                                  all four networks
+    python benchmarks/speed.py                                  all five networks
     python benchmarks/speed.py --quick --networks vgg16 ghost-vgg16
 
 What is compared is timed by turns (A, B, A, B, ...). Tables show medians, in parentheses the range of a turn's ratios.
@@ -44,7 +44,8 @@ from torchvision import transforms
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import ghostnet
 
-RUNS = {"resnet56": "resnet56", "ghost-resnet56": "gr_cosine", "vgg16": "vgg16", "ghost-vgg16": "gv_cosine"}
+RUNS = {"resnet32": "resnet32", "resnet56": "resnet56", "ghost-resnet56": "gr_cosine", "vgg16": "vgg16",
+        "ghost-vgg16": "gv_cosine"}
 BATCH, WORKERS = 128, 2
 
 
