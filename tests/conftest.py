@@ -18,7 +18,7 @@ def real_data_dir(request):
     """Folder that holds the real cifar-10-batches-py; tests that need it are skipped without one."""
     folder = request.config.getoption("--data-dir")
     if folder is None:
-        pytest.skip("needs the real CIFAR-10: give its folder by --data-dir or CIFAR10_DIR")
+        pytest.skip("needs the real CIFAR-10: give its folder by --data-dir=FOLDER or CIFAR10_DIR")
     return Path(folder).resolve()
 
 
