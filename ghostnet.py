@@ -951,8 +951,8 @@ def summarize(runs: dict[str, Constants], data: Cifar10, arguments: Arguments) -
         path = arguments.image_dir / "training_curves.png"
         draw_curves(tested, path)
         print(f"saved {path}")
-    trained = [run for run, c in checkpoints.items() if run in runs and c["finished"] and "model" in c]
-    for run in [run for run in trained if checkpoints[run]["constants"].ratio > 1][:1]:
+    ghosts = [run for run, constants in runs.items() if constants.ratio > 1 and run in checkpoints]
+    for run in [run for run in ghosts if checkpoints[run]["finished"] and "model" in checkpoints[run]][:1]:
         file, path = arguments.checkpoint_dir / f"{run}.pth", arguments.image_dir / "ghost_visualization.png"
         draw_ghosts(run, load_network(file, checkpoints[run], data.test_images.device), data, path)
         print(f"saved {path}")
