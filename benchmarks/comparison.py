@@ -63,11 +63,11 @@ def table(checkpoints: list[dict]) -> str:
             "s": c.ratio if c.ratio > 1 else "–",
             "d": c.dw_kernel_size if c.ratio > 1 else "–",
             "params, MACs": f"{params:.2f}M, {macs:.1f}M",
-            "paper's": PAPER_COSTS.get(c.architecture, "–"),
+            "params, MACs (paper)": PAPER_COSTS.get(c.architecture, "–"),
             "epochs": c.epochs,
             "ours": ghostnet.spread(ours) if ours else "not measured",
             "paper": PAPER.get(c.architecture, "–"),
-            "earlier reproduction": EARLIER.get(name, "–"),
+            "earlier reproduction": f"{EARLIER[name]:.2f}" if name in EARLIER else "–",
             "public recipe": PUBLIC.get(name, "–"),
         })
     return ghostnet.markdown(rows)
