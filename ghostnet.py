@@ -8,12 +8,11 @@ with are those of Han et al., "GhostNet: More Features from Cheap Operations", h
     python ghostnet.py gr_cosine --epochs 30 --seed 1       one run with other constants, kept in a file of its own
     torchrun --nproc-per-node 2 ghostnet.py --seeds 0 1 2   many runs, spread over processes and GPUs
 
-What is trained already is shown first, then what is missing is trained. It prints, in the form of two reports,
+What is trained already is shown first, then what is missing is trained. It draws the pictures in images/ and prints
+the table of the runs in checkpoints/ and, in the form of two reports,
 
     resnet-56   flops: 127.93M -> 67.50M (1.90x)    params: 0.86M -> 0.44M (1.95x)
     vgg-16      flops: 314.57M -> 159.22M (1.98x)   params: 14.99M -> 7.65M (1.96x)
-
-and the table of the runs in checkpoints/, and draws the pictures in images/.
 """
 
 import signal
@@ -33,7 +32,6 @@ import shutil
 import sys
 import time
 import zipfile
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
@@ -109,13 +107,17 @@ class Arguments:
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training pixels, scaled to [0, 1]
 PADDING = 4  # zero pixels on each side, from which the random crop is taken
+SAVE_SECONDS = 10  # between saves at least: where epochs are short, saving each would take a good part of them
+LARGEST_FILE = 2**28  # bytes; Ghost-VGG-16 in training needs half of it, weights and momentum in float32
+RANK, WORLD = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if dist.is_torchelastic_launched() else (0, 1)
 PICTURE_IMAGE = 12  # test image in the ghost picture: a dog
 PICTURE_MODULE = 1  # its ghost module: the first block's first in ResNet-56, the second layer in VGG-16 (figure 4)
 
 # The paper's top-1 accuracy in percent (tables 3, 4 and 5); benchmarks/comparison.py has what others report.
-PAPER = {"resnet56": 93.0, "ghost-resnet56": 92.7, "vgg16": 93.6, "ghost-vgg16": 93.7,
-         "ghost-vgg16 d=1": 93.5, "ghost-vgg16 d=5": 93.4, "ghost-vgg16 d=7": 93.1,
-         "ghost-vgg16 s=3": 93.4, "ghost-vgg16 s=4": 93.0, "ghost-vgg16 s=5": 92.9}
+PAPER = {"resnet56": 93.0, "ghost-resnet56": 92.7, "vgg16": 93.6, "ghost-vgg16": 93.7, "ghost-vgg16 d=1": 93.5,
+         "ghost-vgg16 d=5": 93.4, "ghost-vgg16 d=7": 93.1, "ghost-vgg16 s=3": 93.4, "ghost-vgg16 s=4": 93.0,
+         "ghost-vgg16 s=5": 92.9}
+
 
 # --------------------------------------------------------------------------------------------------- ghost module
 class GhostModule(nn.Module):
@@ -124,8 +126,8 @@ class GhostModule(nn.Module):
     Takes the arguments of nn.Conv2d, which shape the primary convolution, and two more:
         ratio: s >= 1; ceil(out_channels / s) maps are intrinsic, one in each group at least, the others their ghosts
         dw_kernel_size: d, odd; kernel of the depthwise convolution that makes the ghosts from the intrinsic maps
-    Shapes: (N, in_channels, H, W) -> (N, out_channels, H', W') as nn.Conv2d. There is no normalization or activation
-    inside: the network's follow. Raises ValueError for a bad ratio or dw_kernel_size and what nn.Conv2d refuses.
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, H', W') as nn.Conv2d. The network's own normalization and
+    activation follow; there are none inside. Raises ValueError for other ratios and kernels, and what nn.Conv2d raises.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
@@ -142,11 +144,9 @@ class GhostModule(nn.Module):
         self.ratio, self.dw_kernel_size = min(int(ratio), out_channels // groups), int(dw_kernel_size)
         intrinsic = math.ceil(out_channels / (self.ratio * groups)) * groups
         self.primary_conv = nn.Conv2d(in_channels, intrinsic, *shape, device, dtype)
-        self.cheap_operation = None
-        if self.ratio > 1:
-            ghosts, d = intrinsic * (self.ratio - 1), self.dw_kernel_size
-            shape = (d, 1, d // 2, 1, intrinsic, bias, padding_mode)
-            self.cheap_operation = nn.Conv2d(intrinsic, ghosts, *shape, device, dtype)
+        ghosts, d = intrinsic * (self.ratio - 1), self.dw_kernel_size
+        cheap = (intrinsic, ghosts, d, 1, d // 2, 1, intrinsic, bias, padding_mode, device, dtype)
+        self.cheap_operation = nn.Conv2d(*cheap) if ghosts > 0 else None
 
     def forward(self, x: Tensor) -> Tensor:
         intrinsic = self.primary_conv(x)
@@ -164,24 +164,24 @@ def replace_conv_with_ghost(model: nn.Module, ratio: int = 2, dw_kernel_size: in
     """Replace every dense nn.Conv2d inside `model` by a GhostModule, in place, and return the model.
 
     Kernel, stride, padding, dilation, device, dtype, mode and requires_grad stay; the weights start anew. A bias stays
-    too, except where a batch norm, which cancels it, follows in the same nn.Sequential. Left alone are grouped and
-    depthwise convolutions, subclasses of nn.Conv2d, the insides of ghost modules, and what to `keep`: a collection of
-    names of layers, each with all that it contains, or a function of name and convolution. Raises ValueError or
-    TypeError, the model unchanged, for bad arguments, a lazy convolution, and when there is nothing to replace.
+    unless a batch norm, which cancels it, follows in the same nn.Sequential. Left alone are grouped and depthwise
+    convolutions, subclasses of nn.Conv2d, the insides of ghost modules, and what to `keep`: names of layers, each with
+    all that it contains, or a function of name and convolution. Raises ValueError or TypeError, the model unchanged,
+    for bad arguments, a lazy convolution, and when there is nothing to replace.
     """
     places = {}  # of each module: the names of all places where it is used
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
-    if not callable(keep) and (unknown := {*keep} - {*itertools.chain(*places.values())}):
+    if isinstance(keep, str):
+        raise TypeError(f"keep must be a collection of layer names or a function, not {keep!r}")
+    layers = () if callable(keep) else {*keep}
+    if unknown := {*layers} - {*itertools.chain(*places.values())}:
         raise ValueError(f"keep names layers that the model has not: {', '.join(sorted(map(str, unknown)))}")
-
-    def kept(name: str, conv: nn.Conv2d) -> bool:
-        return keep(name, conv) if callable(keep) else any(f"{name}.".startswith(f"{layer}.") for layer in keep)
-
+    kept = keep if callable(keep) else lambda name, _: any(f"{name}.".startswith(f"{layer}.") for layer in layers)
     inside = {part for module in places if isinstance(module, GhostModule) for part in module.modules()}
     sequences = [module for module in places if type(module).forward is nn.Sequential.forward]
     pairs = itertools.chain(*map(itertools.pairwise, sequences))
-    normalized = Counter(layer for layer, follower in pairs if isinstance(follower, nn.BatchNorm2d))
+    normalized = [layer for layer, follower in pairs if isinstance(follower, nn.BatchNorm2d)]
     ghosts = {}  # one for each convolution, in however many places
     for conv, names in places.items():
         dense = type(conv) in (nn.Conv2d, nn.LazyConv2d) and conv.groups == 1 and conv is not model
@@ -189,11 +189,10 @@ def replace_conv_with_ghost(model: nn.Module, ratio: int = 2, dw_kernel_size: in
             continue
         if type(conv) is nn.LazyConv2d:
             raise ValueError(f"{names[0]} is a lazy convolution: run a batch through the model first")
-        bias = conv.bias is not None and normalized[conv] < len(names)
-        ghosts[conv] = GhostModule(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, 1, bias,
-            conv.padding_mode, conv.weight.device, conv.weight.dtype, ratio=ratio, dw_kernel_size=dw_kernel_size,
-        )
+        bias = conv.bias is not None and normalized.count(conv) < len(names)
+        shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, 1)
+        options = {"device": conv.weight.device, "dtype": conv.weight.dtype, "ratio": ratio}
+        ghosts[conv] = GhostModule(*shape, bias, conv.padding_mode, **options, dw_kernel_size=dw_kernel_size)
         ghosts[conv].train(conv.training).requires_grad_(conv.weight.requires_grad)
     if not ghosts:
         raise ValueError("the model holds no dense nn.Conv2d to replace")
@@ -207,14 +206,15 @@ def replace_conv_with_ghost(model: nn.Module, ratio: int = 2, dw_kernel_size: in
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is a 1x1 projection where the shape changes (He et al., 2016)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
+        stride = out_channels // in_channels
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         projection = (nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
-        self.shortcut = nn.Sequential(*projection if in_channels != out_channels else ())
+        self.shortcut = nn.Sequential(*projection if stride > 1 else ())
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -224,21 +224,15 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """CIFAR ResNet of 6n + 2 layers in stages of 16, 32 and 64 channels: (N, 3, 32, 32) -> logits (N, 10).
 
-    ResNet(56) has 855,770 parameters, and 439,914 with ghost modules (s=2, d=3). Raises ValueError for another depth.
+    ResNet(56) has 855,770 parameters, and 439,914 with ghost modules (s=2, d=3).
     """
 
     def __init__(self, depth: int):
         super().__init__()
-        if depth % 6 != 2 or depth < 8:
-            raise ValueError(f"the depth of a ResNet must be 6n + 2, not {depth}")
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        blocks, in_channels = [], 16
-        for out_channels in (16, 32, 64):
-            for _ in range(depth // 6):
-                blocks.append(BasicBlock(in_channels, out_channels, stride=out_channels // in_channels))
-                in_channels = out_channels
-        self.blocks = nn.Sequential(*blocks)
+        widths = [16, *(width for width in (16, 32, 64) for _ in range(depth // 6))]
+        self.blocks = nn.Sequential(*itertools.starmap(BasicBlock, itertools.pairwise(widths)))
         self.fc = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -254,9 +248,10 @@ def vgg16() -> nn.Module:
             layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             in_channels = width
         layers.append(nn.MaxPool2d(2))
-    classifier = [nn.Dropout(), nn.Linear(512, 512), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(512, 10)]
-    parts = OrderedDict(features=nn.Sequential(*layers), flatten=nn.Flatten(), classifier=nn.Sequential(*classifier))
-    return nn.Sequential(parts)
+    model = nn.Sequential()
+    model.features, model.flatten = nn.Sequential(*layers), nn.Flatten()
+    model.classifier = nn.Sequential(nn.Dropout(), nn.Linear(512, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, 10))
+    return model
 
 
 NETWORKS = {"resnet32": partial(ResNet, 32), "resnet56": partial(ResNet, 56), "vgg16": vgg16}
@@ -326,8 +321,6 @@ class Cifar10:
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
-
-LARGEST_FILE = 2**28  # bytes; Ghost-VGG-16 in training needs half of it, weights and momentum in float32
 HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # of each epoch; accuracies in percent
 
 
@@ -346,6 +339,12 @@ class Checkpoint:
         self.finished = self.epochs == self.constants.epochs
         self.accuracy = self.history["test_accuracy"][-1]
         self.seconds = sum(self.history["seconds"])
+
+    def network(self, device: torch.device) -> nn.Module:
+        """The network with these weights, in float32 and channels_last on the device."""
+        model = build_network(self.constants)
+        model.load_state_dict(self.model)
+        return model.to(device, memory_format=torch.channels_last)
 
     def check(self) -> None:
         """Raise, a UserError or whatever a stranger's values raise, unless a run of these constants can hold this."""
@@ -402,23 +401,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     except Exception as error:  # a file by someone else can raise all kinds
-        code = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds more than tensors and plain data" if code else f"{type(error).__name__}: {error}"[:200]
+        code = "it holds more than tensors and plain data" if isinstance(error, pickle.UnpicklingError) else ""
+        reason = code or f"{type(error).__name__}: {error}"[:200]
         raise UserError(f"{path} is not a checkpoint of this script ({reason}): move it away") from None
 
 
-def load_network(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
-    """The network in training form with the checkpoint's weights, float32 and channels_last on the device."""
-    model = build_network(checkpoint.constants)
-    model.load_state_dict(checkpoint.model)
-    return model.to(device, memory_format=torch.channels_last)
-
-
 # ------------------------------------------------------------------------------------------------------- training
-
-SAVE_SECONDS = 10  # between saves at least, where epochs are so short that saving each would take a good part of them
-
-
 def learning_rate(constants: Constants, epoch: int) -> float:
     """Learning rate of an epoch, the first of which is 1."""
     if constants.schedule == "multistep":
@@ -429,21 +417,18 @@ def learning_rate(constants: Constants, epoch: int) -> float:
 def evaluate(model: nn.Module, data: Cifar10, precision: torch.dtype = torch.float32) -> float:
     """Top-1 accuracy on the test images in percent."""
     model.eval()
-    device = data.test_labels.device
+    device, labels = data.test_labels.device, data.test_labels
     size = 250 if device.type == "cpu" else 2000  # what a CPU's cache holds, and what fills a GPU
-    correct = torch.zeros((), dtype=torch.long, device=device)
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for images, labels in zip(data.test_images.split(size), data.test_labels.split(size), strict=True):
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                logits = model(data.normalize(images))
-            correct += (logits.argmax(1) == labels).sum()
-    return 100 * correct.item() / len(data.test_labels)
+    autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+    with torch.inference_mode(), autocast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        predicted = torch.cat([model(data.normalize(images)).argmax(1) for images in data.test_images.split(size)])
+    return 100 * (predicted == labels).sum().item() / len(labels)
 
 
 class Trainer:
     """A network in training on the device, with its SGD, its loss scale, and the tally of an epoch."""
 
-    def __init__(self, constants: Constants, data: Cifar10, precision: torch.dtype, cuda_graph: bool = True):
+    def __init__(self, constants: Constants, data: Cifar10, precision: torch.dtype):
         self.constants, self.data, self.precision = constants, data, precision
         self.device = data.train_labels.device
         torch.manual_seed(10**6 * constants.seed)
@@ -451,13 +436,12 @@ class Trainer:
         self.lr = torch.tensor(constants.lr, device=self.device)  # a tensor, so that a recorded step sees it change
         options = {"weight_decay": constants.weight_decay, "nesterov": constants.momentum > 0, "fused": True}
         self.optimizer = torch.optim.SGD(self.model.parameters(), self.lr, constants.momentum, **options)
-        self.momentum = {name: torch.zeros_like(parameter) for name, parameter in self.model.named_parameters()}
+        self.momentum = {}
         for name, parameter in self.model.named_parameters():
-            self.optimizer.state[parameter]["momentum_buffer"] = self.momentum[name]
+            self.momentum[name] = self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
         self.tally = torch.zeros(2, device=self.device)  # summed loss and hits, read once: a look makes a GPU wait
-        recorded = cuda_graph and self.device.type == "cuda"
-        self.take_step = CudaGraph(self.step, constants.batch_size) if recorded else self.step
+        self.plan, self.graph = torch.zeros(constants.batch_size, 4, dtype=torch.long, device=self.device), None
 
     def step(self, plan: Tensor) -> None:
         """Augment, forward, backward, update."""
@@ -472,42 +456,8 @@ class Trainer:
         self.scaler.update()
         self.tally += torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()])
 
-    def epoch(self, number: int, title: str) -> tuple[float, float]:
-        """Train an epoch under a bar with this title; mean loss, and accuracy in percent, as the batches came."""
-        torch.manual_seed(10**6 * self.constants.seed + number)  # so a resumed run draws as an uninterrupted one
-        self.model.train()
-        self.lr.fill_(learning_rate(self.constants, number))
-        self.tally.zero_()
-        plans = self.data.epoch_plan().to(self.device).split(self.constants.batch_size)
-        for plan in tqdm(plans, title, leave=False, disable=True if "RANK" in os.environ else None):
-            self.take_step(plan)
-        loss, hits = (self.tally / len(self.data.train_labels)).tolist()
-        return loss, 100 * hits
-
-
-class CudaGraph:
-    """The same step as one CUDA graph. A reader may skip it: it changes the speed and nothing else.
-
-    These networks are bound by kernel launches, and a recorded step launches once. The first full batches run plainly,
-    while cudnn chooses its kernels; then the step is recorded, which executes nothing, and from there on replayed. Plan
-    and learning rate reach it through tensors that keep their place. The short last batch of an epoch runs plainly.
-    """
-
-    def __init__(self, step: Callable[[Tensor], None], batch_size: int):
-        self.step, self.graph, self.plain_steps = step, None, 5
-        self.plan = torch.zeros(batch_size, 4, dtype=torch.long, device="cuda")
-
-    def __call__(self, plan: Tensor) -> None:
-        full = len(plan) == len(self.plan)
-        if not full or self.plain_steps > 0:
-            self.plain_steps -= full
-            return self.step(plan)
-        self.plan.copy_(plan)
-        if self.graph is None:
-            self.record()
-        self.graph.replay()
-
     def record(self) -> None:
+        """Record the step as a CUDA graph: these networks are bound by kernel launches, and a graph launches once."""
         self.graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads may go on
@@ -517,18 +467,37 @@ class CudaGraph:
             complain(f"the step cannot be recorded as a CUDA graph ({reason}): continue with --no-cuda-graph")
             sys.exit(2)
 
+    def take_step(self, plan: Tensor) -> None:
+        """A step by the graph, if it is recorded and the batch a full one."""
+        if self.graph is None or len(plan) < len(self.plan):
+            return self.step(plan)
+        self.plan.copy_(plan)
+        self.graph.replay()
+
+    def epoch(self, number: int, title: str) -> tuple[float, float]:
+        """Train an epoch under a bar with this title; mean loss, and accuracy in percent, as the batches came."""
+        torch.manual_seed(10**6 * self.constants.seed + number)  # so a resumed run draws as an uninterrupted one
+        self.model.train()
+        self.lr.fill_(learning_rate(self.constants, number))
+        self.tally.zero_()
+        plans = self.data.epoch_plan().to(self.device).split(self.constants.batch_size)
+        quiet = WORLD > 1 or not (sys.stderr and sys.stderr.isatty())
+        for plan in tqdm(plans, title, leave=False, disable=quiet):
+            self.take_step(plan)
+        loss, hits = (self.tally / len(self.data.train_labels)).tolist()
+        return loss, 100 * hits
+
 
 def train(path: Path, constants: Constants, data: Cifar10, precision: torch.dtype, arguments: Arguments) -> Checkpoint:
     """Train a run from where its checkpoint stands, or from the start, to the last epoch; returns that checkpoint."""
-    run, checkpoint = path.stem, None
-    if os.path.lexists(path) and not arguments.fresh:
-        checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path) if os.path.lexists(path) and not arguments.fresh else None
+    if checkpoint:
         require(checkpoint.constants == constants, f"{path} is of {checkpoint.constants}: --fresh replaces it")
-        if checkpoint.finished:
-            return checkpoint
+    if checkpoint and checkpoint.finished:
+        return checkpoint
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed inside a save
         leftover.unlink()
-    trainer, history = Trainer(constants, data, precision, arguments.cuda_graph), {name: [] for name in HISTORY}
+    run, trainer, history = path.stem, Trainer(constants, data, precision), {name: [] for name in HISTORY}
     if checkpoint:  # a loss scale, which is not in it, finds its size anew in a few steps
         history = checkpoint.history
         trainer.model.load_state_dict(checkpoint.model)
@@ -539,11 +508,12 @@ def train(path: Path, constants: Constants, data: Cifar10, precision: torch.dtyp
         start, finished = time.perf_counter(), epoch == constants.epochs
         loss, train_accuracy = trainer.epoch(epoch, f"{run} {epoch}/{constants.epochs}")
         speed = len(data.train_labels) / (time.perf_counter() - start)
+        if epoch == first and trainer.device.type == "cuda" and arguments.cuda_graph:
+            trainer.record()  # cudnn has chosen its kernels by now
         if finished:
             model.half().float()  # the file will hold float16: what is measured is what that can do
         norm = torch.nn.utils.get_total_norm([value for value in model.state_dict().values() if value.ndim > 0])
-        diverged = f"{run}: the loss is not finite in epoch {epoch}; what is saved stays: try a smaller --lr"
-        require(loss + norm.item() < 1e9, diverged)
+        require(loss + norm.item() < 1e9, f"{run}: the loss is not finite in epoch {epoch}: try a smaller --lr")
         test_accuracy = evaluate(model, data, torch.float32 if finished else precision)
         seconds = time.perf_counter() - start
         for name, value in zip(HISTORY, (loss, train_accuracy, test_accuracy, seconds), strict=True):
@@ -556,11 +526,11 @@ def train(path: Path, constants: Constants, data: Cifar10, precision: torch.dtyp
             due = time.perf_counter() + SAVE_SECONDS
         line = f"loss {loss:.4f}, train {train_accuracy:.2f}%, test {test_accuracy:.2f}%, {speed:,.0f} img/s"
         if epoch > first:  # the first one in a process is no measure: cudnn searches in it
-            line += f", {duration((constants.epochs - epoch) * seconds)} left"
+            line += f", {timedelta(seconds=round((constants.epochs - epoch) * seconds))} left"
         print(f"{run}: epoch {epoch}/{constants.epochs}, {line}")
         if epoch == first + 1:
-            whole = f"{constants.epochs} epochs take about {duration(constants.epochs * seconds)} here"
-            print(f"{run}: {whole}; Ctrl-C stops, the same command continues")
+            whole = timedelta(seconds=round(constants.epochs * seconds))
+            print(f"{run}: {constants.epochs} epochs take about {whole} here; Ctrl-C stops, the same command continues")
     return read_checkpoint(path)
 
 
@@ -591,14 +561,9 @@ def report(name: str, ordinary: nn.Module, ghost: nn.Module, *inputs, per_layer:
 
 
 def hardware_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
     name, threads = torch.cpu.get_capabilities().get("cpu_name", platform.machine()), torch.get_num_threads()
-    return f"{name} {device.type.upper()}, {threads} thread{'s' * (threads > 1)}"
-
-
-def duration(seconds: float) -> timedelta:
-    return timedelta(seconds=round(seconds))
+    processor = f"{name} {device.type.upper()}, {threads} thread{'s' * (threads > 1)}"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor
 
 
 def markdown(rows: list[tuple]) -> str:
@@ -620,9 +585,9 @@ def results_table(checkpoints: dict[str, Checkpoint]) -> str:
         accuracy = f"{accuracies.mean():.2f}" + (f" ± {accuracies.std():.2f} ({n})" if n > 1 else "")
         flops, params = count(build_network(c), torch.zeros(1, 3, 32, 32))[""]
         done = epochs if epochs == c.epochs else f"{epochs} of {c.epochs}"
-        hardware, time = seeds[0].trained_on.split(",")[0], duration(sum(seed.seconds for seed in seeds) / n)
+        hardware, seconds = seeds[0].trained_on.split(",")[0], sum(seed.seconds for seed in seeds) / n
         rows.append((name, c.architecture, c.schedule, done, accuracy, PAPER.get(c.architecture, "–"),
-                     f"{params / 1e6:.2f}M", f"{flops / 1e6:.1f}M", hardware, time))
+                     f"{params / 1e6:.2f}M", f"{flops / 1e6:.1f}M", hardware, timedelta(seconds=round(seconds))))
     return markdown(rows)
 
 
@@ -637,54 +602,43 @@ def draw_ghosts(run: str, model: nn.Module, data: Cifar10, path: Path) -> None:
     intrinsic, ghosts = outputs[0].tensor_split([module.primary_conv.out_channels])
     kernels = module.cheap_operation.weight.detach()[:, 0].float().cpu()
     columns, limit, d = min(8, len(ghosts)), kernels.abs().max(), module.dw_kernel_size
-
     figure = matplotlib.figure.Figure(figsize=(15, 5.8), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 3.6))
-    photo, grid = left.subplots(), right.subplots(3, columns, squeeze=False)
-    photo.imshow(data.test_images[PICTURE_IMAGE].cpu())
-    photo.set(xticks=[], yticks=[])
-    photo.set_title(f"test image {PICTURE_IMAGE}: {data.classes[data.test_labels[PICTURE_IMAGE]]}", fontsize=13)
+    view, grid = left.subplots(), right.subplots(3, columns, squeeze=False)
+    view.imshow(data.test_images[PICTURE_IMAGE].cpu())
+    view.set(xticks=[], yticks=[], title=f"test image {PICTURE_IMAGE}: {data.classes[data.test_labels[PICTURE_IMAGE]]}")
     sources, gray = intrinsic.repeat_interleave(module.ratio - 1, 0), {"cmap": "gray"}
     rows = (("intrinsic map\n(primary_conv)", "C0", sources, gray),
             (f"{d}×{d} kernel\n(depthwise)", "black", kernels, {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
             ("ghost map\n(cheap_operation)", "C2", ghosts, gray))
-    for i, (row, (title, color, pictures, style)) in enumerate(zip(grid, rows, strict=True)):
+    for row, (title, color, pictures, style) in zip(grid, rows, strict=True):
         row[0].set_ylabel(title, color=color, fontsize=12)
         for axes, picture in zip(row, pictures, strict=False):
-            image = axes.imshow(picture, **style)
+            axes.imshow(picture, **style)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(color=color, linewidth=2)
-        if i == 1:
-            right.colorbar(image, ax=row, aspect=12)
+    right.colorbar(grid[1, 0].images[0], ax=grid[1], aspect=12)
     for axes, source, ghost in zip(grid[2], sources, ghosts, strict=False):
         correlation = torch.corrcoef(torch.stack([source.flatten(), ghost.flatten()]))[0, 1]
         axes.set_xlabel(f"correlation\n{correlation:+.2f}", fontsize=11)
     right.suptitle(f"{run}, layer {name}: {columns} of its {len(ghosts)} ghosts", fontsize=13)
     write_atomically(path, partial(figure.savefig, dpi=150))
-    print(f"saved {path}")
 
 
 def draw_curves(checkpoints: dict[str, Checkpoint], path: Path) -> None:
     """Test accuracy and training loss of every run by epoch, with the paper's accuracies as lines."""
-    figure = matplotlib.figure.Figure(figsize=(13, 5), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(14, 5), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
-    for run, checkpoint in checkpoints.items():
-        epochs = range(1, checkpoint.epochs + 1)
-        accuracy.plot(epochs, checkpoint.history["test_accuracy"], label=run)
-        loss.plot(epochs, checkpoint.history["loss"])
+    for axes, column, label in ((accuracy, "test_accuracy", "test accuracy (%)"), (loss, "loss", "training loss")):
+        for run, checkpoint in checkpoints.items():
+            axes.plot(range(1, checkpoint.epochs + 1), checkpoint.history[column], label=run)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+    loss.set_yscale("log")
     for name in sorted(PAPER.keys() & {checkpoint.constants.architecture for checkpoint in checkpoints.values()}):
-        label = f"paper, {name}: {PAPER[name]}%"
-        accuracy.axhline(PAPER[name], linestyle="--", linewidth=1, color="0.4", label=label)
-    accuracy.set(xlabel="epoch", ylabel="test accuracy (%)")
-    loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
-    accuracy.grid(alpha=0.3)
-    loss.grid(alpha=0.3)
-    if len(checkpoints) <= 6:
-        accuracy.legend(loc="lower right")
-    else:  # it would cover the curves
-        figure.legend(loc="outside right upper", fontsize="small")
+        accuracy.axhline(PAPER[name], linestyle="--", linewidth=1, color="0.4", label=f"paper, {name}: {PAPER[name]}%")
+    figure.legend(handles=accuracy.lines, loc="outside right upper", fontsize="small")
     write_atomically(path, partial(figure.savefig, dpi=150))
-    print(f"saved {path}")
 
 
 # ----------------------------------------------------------------------------------------------------------- main
@@ -694,12 +648,11 @@ def check_constants(constants: Constants) -> None:
               "weight_decay": (0.0, 1e3), "batch_size": (1, 50_000), "seed": (0, 2**31 - 1),
               "dw_kernel_size": (1, 13)}  # from 15 on, its backward in bfloat16 hangs on a CPU
     for name, (low, high) in limits.items():
-        value, option = getattr(constants, name), name.replace("_", "-")
-        require(type(value) in (int, type(low)), f"--{option} must be of type {type(low).__name__}")
-        require(low <= value <= high, f"--{option} must be from {low} to {high}, not {value}")
-    require(constants.dw_kernel_size % 2 == 1, f"--dw-kernel-size must be odd, not {constants.dw_kernel_size}")
-    known = constants.network in NETWORKS and constants.schedule in ("cosine", "multistep")
-    require(known, "--network or --schedule is none of those that --help names")
+        value = getattr(constants, name)
+        within = type(value) in (int, type(low)) and low <= value <= high
+        require(within, f"--{name.replace('_', '-')} must be of type {type(low).__name__}, from {low} to {high}")
+    require(constants.dw_kernel_size % 2 == 1, "--dw-kernel-size must be odd")
+    require(constants.network in NETWORKS and constants.schedule in ("cosine", "multistep"), "unknown network")
     numbers = type(constants.milestones) is tuple and all(type(epoch) is int for epoch in constants.milestones)
     ascending = numbers and all(a < b for a, b in itertools.pairwise((0, *constants.milestones, 10**7)))
     require(ascending, "--milestones must be positive and ascending")
@@ -714,10 +667,8 @@ def parse(default):
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-    boxed = re.sub(r"\x1b\[[0-9;]*m", "", complaint.getvalue()).splitlines()[1:]  # title, text, hints
-    text = " ".join(line.strip("│╰╯─ ") for line in boxed)
-    text = re.split("Argument helptext|For full helptext", text)[0].removeprefix("Error parsing constants: ")
-    raise UserError(f"{text.strip()}; see --help")
+    text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", complaint.getvalue())  # without colours and frames
+    raise UserError(re.split("Argument helptext|For full helptext", text)[0] + "(see --help)")
 
 
 def command_line() -> tuple[Arguments, dict[str, Constants]]:
@@ -731,53 +682,45 @@ def command_line() -> tuple[Arguments, dict[str, Constants]]:
             check_constants(seeded)
             changed = {key: value for key, value in asdict(seeded).items() if value != getattr(base, key)}
             parts = (f"-{k}{'_'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items())
-            run = experiment + "".join(parts)
-            require(len(run) <= 200, "the overridden constants make too long a file name: edit them in EXPERIMENTS")
-            runs[run] = seeded
+            runs[experiment + "".join(parts)] = seeded
     return arguments, runs
 
 
 def pick_hardware(arguments: Arguments) -> tuple[torch.device, torch.dtype]:
     """The device and the precision; under torchrun LOCAL_RANK picks the GPU, and processes may share one."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = arguments.device
-    if name == "auto":
-        name = next(name for name in there if there[name])
-        if name == "cpu" and (os.path.exists("/dev/nvidia0") or shutil.which("nvidia-smi")):
-            complain("this torch cannot use the NVIDIA GPU that is here: the README tells of builds for older drivers")
+    name = next(name for name in there if there[name]) if arguments.device == "auto" else arguments.device
+    if arguments.device == "auto" and name == "cpu" and (os.path.exists("/dev/nvidia0") or shutil.which("nvidia-smi")):
+        complain("this torch cannot use the NVIDIA GPU that is here: the README tells of builds for older drivers")
     require(there[name], f"--device {name} is not there: use auto or cpu")
-    device = torch.device(name)
-    native = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16")
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    device, native = torch.device(name), name == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16")
+    if name == "cuda":
+        device = torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(device)
         native = torch.cuda.is_bf16_supported(including_emulation=False)  # a T4 emulates it, slowly
         require(native or arguments.precision != "bfloat16", "this GPU has no --precision bfloat16: use float16")
-    automatic = "bfloat16" if native else "float16" if device.type == "cuda" else "float32"
+    automatic = "bfloat16" if native else "float16" if name == "cuda" else "float32"
     return device, getattr(torch, automatic if arguments.precision == "auto" else arguments.precision)
 
 
-def complete(path: Path, constants: Constants, data: Cifar10, precision: torch.dtype, arguments: Arguments) -> None:
-    """Train the run unless its file is finished, then evaluate the weights in that file, and say what came out."""
-    run, lock = path.stem, filelock.FileLock(path.with_name(f".{path.stem}.lock"))
+def complete(path: Path, constants: Constants, data: Cifar10, precision: torch.dtype, arguments: Arguments) -> bool:
+    """Train the run unless its file is finished, then evaluate the weights in it; False where that failed."""
+    run = path.stem
     try:
-        lock.acquire(timeout=2)
+        with filelock.FileLock(path.with_name(f".{run}.lock"), timeout=2):
+            done = train(path, constants, data, precision, arguments)
+        accuracy, took = evaluate(done.network(data.test_labels.device), data), timedelta(seconds=round(done.seconds))
+        print(f"{run}: complete, {constants.epochs} epochs in {took} ({done.trained_on}); --fresh trains it anew")
+        print(f"{run}: test accuracy {accuracy:.2f}% now, {done.accuracy:.2f}% when trained")
+        return True
     except filelock.Timeout:
-        raise UserError(f"{run} is being trained by another process: let that one finish it") from None
-    except (OSError, NotImplementedError) as error:
-        raise UserError(f"{run} cannot be locked ({error}): name another folder by --checkpoint-dir") from None
-    try:
-        done = train(path, constants, data, precision, arguments)
-    except (MemoryError, RuntimeError) as error:
-        if not re.search("memory|alloc", repr(error), re.IGNORECASE):
+        complain(f"{run} is being trained by another process: let that one finish it")
+    except (UserError, PermissionError, RuntimeError, MemoryError) as error:
+        memory = re.search("out of memory|alloc|MemoryError", repr(error))
+        if type(error) is RuntimeError and not memory:
             raise
-        raise UserError(f"{run}: too little memory for --batch-size {constants.batch_size}, try less") from None
-    finally:
-        lock.release()
-    took = f"{constants.epochs} epochs in {duration(done.seconds)} ({done.trained_on})"
-    accuracy = evaluate(load_network(done, data.test_labels.device), data)
-    print(f"{run}: complete, {took}; --fresh trains it anew")
-    print(f"{run}: test accuracy {accuracy:.2f}% now, {done.accuracy:.2f}% when trained")
+        complain(f"{run}: too little memory: try a smaller --batch-size" if memory else str(error))
+    return False
 
 
 def read_all(folder: Path) -> tuple[dict[str, Checkpoint], dict[str, UserError]]:
@@ -798,15 +741,14 @@ def complain(message: str) -> None:
 
 def stop(number: int, _frame) -> None:
     """Saves are atomic, so a signal may end the process anywhere."""
-    if os.environ.get("RANK", "0") == "0":
+    if RANK == 0:
         complain(f"stopped by {signal.Signals(number).name}; the same command (without --fresh) continues")
     os._exit(128 + number)
 
 
 def run_as_script(main: Callable[[], None]) -> None:
     """What the user can mend ends in one line on stderr and exit code 2."""
-    sys.stdout, sys.stderr = (stream or io.TextIOWrapper(io.BytesIO()) for stream in (sys.stdout, sys.stderr))  # closed
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed
         stream.reconfigure(errors="replace", line_buffering=True)
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
@@ -814,60 +756,44 @@ def run_as_script(main: Callable[[], None]) -> None:
         main()
     except BrokenPipeError:  # who read the output has gone
         os._exit(141)
-    except (UserError, OSError) as error:
-        complain(str(error))
-        sys.exit(2)
-
-
-def barrier() -> None:
-    """Under torchrun, wait for the other processes; where one has failed, it has said why."""
-    try:
-        if dist.is_initialized():
-            dist.barrier()
-    except RuntimeError:
+    except (UserError, OSError) as error:  # under torchrun every process meets the same
+        if RANK == 0:
+            complain(str(error))
         sys.exit(2)
 
 
 def main() -> None:
     arguments, runs = command_line()
     device, precision = pick_hardware(arguments)
-    arguments.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    arguments.image_dir.mkdir(parents=True, exist_ok=True)
-    rank, world = 0, 1
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
+    folder, images = arguments.checkpoint_dir, arguments.image_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    images.mkdir(parents=True, exist_ok=True)
+    if WORLD > 1:
         dist.init_process_group("gloo", timeout=timedelta(days=365))
-        rank, world = dist.get_rank(), dist.get_world_size()
-    if rank > 0:  # the first process downloads
-        barrier()
     data = Cifar10(arguments.data_dir, device)
-    checkpoints, refused = read_all(arguments.checkpoint_dir)
-    missing = [run for run in runs if run not in refused and not (run in checkpoints and checkpoints[run].finished)]
-    missing = list(runs) if arguments.fresh else missing
-    if rank == 0:
-        barrier()
+    checkpoints, refused = read_all(folder)
+    known = refused.keys() | {run for run, checkpoint in checkpoints.items() if checkpoint.finished}
+    missing = [run for run in runs if arguments.fresh or run not in known]
+    if WORLD > 1:  # all know what is missing before one trains it
+        dist.barrier()
+    if RANK == 0:
         print(f"{hardware_name(device)}, {precision}, torch {torch.__version__}")
         for name in refused.keys() - runs.keys():
             complain(f"{refused[name]}; it is left out of the table")
-        image = torch.zeros(1, 3, 32, 32)
-        report("resnet-56", ResNet(56), replace_conv_with_ghost(ResNet(56)), image, per_layer=False)
-        report("vgg-16", vgg16(), replace_conv_with_ghost(vgg16()), image, per_layer=False)
-    failed = False
+        report("resnet-56", ResNet(56), replace_conv_with_ghost(ResNet(56)), torch.zeros(1, 3, 32, 32), per_layer=False)
+        report("vgg-16", vgg16(), replace_conv_with_ghost(vgg16()), torch.zeros(1, 3, 32, 32), per_layer=False)
+    successes = []
     for part in ([run for run in runs if run not in missing], missing):
-        for run in part[rank::world]:
-            try:
-                complete(arguments.checkpoint_dir / f"{run}.pth", runs[run], data, precision, arguments)
-            except UserError as error:  # the other runs go on
-                complain(str(error))
-                failed = True
-        barrier()
-        checkpoints, _ = read_all(arguments.checkpoint_dir)
-        if rank == 0 and checkpoints and (missing or part is not missing):
-            print(results_table(checkpoints), end="\n\n")
-            draw_curves(checkpoints, arguments.image_dir / "training_curves.png")
+        successes += [complete(folder / f"{run}.pth", runs[run], data, precision, arguments) for run in part[RANK::WORLD]]
+        if WORLD > 1:
+            dist.barrier()
+        checkpoints, _ = read_all(folder)
+        if RANK == 0 and checkpoints and (missing or part is not missing):
+            print(results_table(checkpoints), f"pictures in {images}/", sep="\n\n", end="\n\n")
+            draw_curves(checkpoints, images / "training_curves.png")
             for run in [run for run in runs if run in checkpoints and checkpoints[run].constants.ratio > 1][:1]:
-                model = load_network(checkpoints[run], device)
-                draw_ghosts(run, model, data, arguments.image_dir / "ghost_visualization.png")
-    sys.exit(2 if failed else 0)
+                draw_ghosts(run, checkpoints[run].network(device), data, images / "ghost_visualization.png")
+    sys.exit(0 if all(successes) else 2)
 
 
 if __name__ == "__main__":
