@@ -25,7 +25,7 @@ import io
 import itertools
 import math
 import os
-import pickle
+import pickletools
 import platform
 import re
 import shutil
@@ -44,7 +44,6 @@ import filelock
 import matplotlib.figure
 import thop
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 import tyro
@@ -108,8 +107,9 @@ class Arguments:
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training pixels, scaled to [0, 1]
 PADDING = 4  # zero pixels on each side, from which the random crop is taken
 SAVE_SECONDS = 10  # between saves at least: where epochs are short, saving each would take a good part of them
-LARGEST_FILE = 2**28  # bytes; Ghost-VGG-16 in training needs half of it, weights and momentum in float32
-RANK, WORLD = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if dist.is_torchelastic_launched() else (0, 1)
+LARGEST_FILE = 2**27  # bytes; VGG-16 in training needs 120 million, for weights and momentum in float32
+TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ  # it gives each of its processes a rank
+RANK, WORLD = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if TORCHRUN else (0, 1)
 PICTURE_IMAGE = 12  # test image in the ghost picture: a dog
 PICTURE_MODULE = 1  # its ghost module: the first block's first in ResNet-56, the second layer in VGG-16 (figure 4)
 
@@ -284,16 +284,16 @@ class Cifar10:
                 with filelock.FileLock(root / ".cifar-10.lock"):
                     if not folder.exists():
                         dataset(beside, download=True)
+                        (beside / dataset.filename).unlink(missing_ok=True)
                         os.replace(beside / dataset.base_folder, folder)
-                        shutil.rmtree(beside)
+                        beside.rmdir()
             for name in [*dict(dataset.train_list), *dict(dataset.test_list), dataset.meta["filename"]]:
                 open(folder / name, "rb").close()  # says what is wrong, where torchvision says "corrupted"
             train, test = dataset(root, train=True), dataset(root, train=False)
         except Exception as error:  # a download can raise all kinds, a wrong checksum a RuntimeError
             damaged = isinstance(error, RuntimeError) and folder.exists()
-            reason = f"{folder} is damaged: delete it, and the next start downloads it again"
-            other = f"CIFAR-10 cannot be read or downloaded ({error!r}): give another folder by --data-dir"
-            raise UserError(reason if damaged else other) from None
+            hint = "delete it, and the next start downloads it again" if damaged else "name another by --data-dir"
+            raise UserError(f"{folder} cannot be used ({error!r}): {hint}") from None
         self.classes = test.classes
         self.train_images = F.pad(torch.from_numpy(train.data), (0, 0, *[PADDING] * 4)).to(device)  # (50000, 40, 40, 3)
         self.test_images = torch.from_numpy(test.data).to(device)  # (10000, 32, 32, 3)
@@ -321,6 +321,8 @@ class Cifar10:
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
+PICKLED = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2",  # the names in a checkpoint's pickle
+           "torch FloatStorage", "torch HalfStorage", "torch LongStorage")
 HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # of each epoch; accuracies in percent
 
 
@@ -334,27 +336,22 @@ class Checkpoint:
     model: dict[str, Tensor]  # the network's state_dict; in float16 when the run is finished
     momentum: dict[str, Tensor]  # of each parameter by name; empty when finished
 
-    def __post_init__(self):
+    def __post_init__(self):  # the fields may come from a stranger's file: first the check, then what follows from them
+        check_constants(self.constants)
         self.epochs = len(self.history["loss"])
         self.finished = self.epochs == self.constants.epochs
-        self.accuracy = self.history["test_accuracy"][-1]
-        self.seconds = sum(self.history["seconds"])
-
-    def network(self, device: torch.device) -> nn.Module:
-        """The network with these weights, in float32 and channels_last on the device."""
-        model = build_network(self.constants)
-        model.load_state_dict(self.model)
-        return model.to(device, memory_format=torch.channels_last)
-
-    def check(self) -> None:
-        """Raise, a UserError or whatever a stranger's values raise, unless a run of these constants can hold this."""
-        check_constants(self.constants)
-        columns = [*self.history.values()]
-        table = self.history.keys() == {*HISTORY} and {(type(column), len(column)) for column in columns}
-        require(table == {(list, self.epochs)} and self.epochs <= self.constants.epochs, "another run's history")
-        numbers = all(type(n) is float and 0 <= n <= 1e9 for n in itertools.chain(*columns))
+        whole = self.history.keys() == {*HISTORY} and 1 <= self.epochs <= self.constants.epochs
+        require(whole, "its history is another run's")
+        for name, numbers in self.history.items():
+            alike = type(numbers) is list and len(numbers) == self.epochs and {*map(type, numbers)} == {float}
+            most = 100 if "accuracy" in name else 1e9
+            require(alike and all(0 <= number <= most for number in numbers), f"its {name} is no list of such numbers")
         text = type(self.trained_on) is str and self.trained_on.isprintable() and 0 < len(self.trained_on) <= 200
-        require(numbers and text, "its history is not of numbers, or trained_on no line of text")
+        require(text, "its trained_on is no line of text")
+        self.accuracy, self.seconds = self.history["test_accuracy"][-1], sum(self.history["seconds"])
+
+    def check_tensors(self) -> None:
+        """Raise, a UserError or whatever a stranger's values raise, unless these are tensors of a run's network."""
         with torch.device("meta"):
             network = build_network(self.constants)
         momentum = {} if self.finished else dict(network.named_parameters())
@@ -362,10 +359,15 @@ class Checkpoint:
         for tensors, expected in ((self.model, model), (self.momentum, momentum)):
             require(tensors.keys() == expected.keys(), "its tensors are another network's")
             for name, t in tensors.items():
-                plain = type(t) is Tensor and t.layout == torch.strided and t.device.type == "cpu"
-                alike = plain and (t.shape, t.dtype) == (expected[name].shape, expected[name].dtype)
+                alike = (t.shape, t.dtype, t.requires_grad) == (expected[name].shape, expected[name].dtype, False)
                 whole = alike and t.untyped_storage().nbytes() == t.nbytes and t.isfinite().all()
                 require(bool(whole), f"its {name} is no such tensor as this network's")
+
+    def network(self, device: torch.device) -> nn.Module:
+        """The network with these weights, in float32 and channels_last on the device."""
+        model = build_network(self.constants)
+        model.load_state_dict(dict(self.model))
+        return model.to(device, memory_format=torch.channels_last)
 
 
 def write_atomically(path: Path, write: Callable[[io.BytesIO], None]) -> None:
@@ -383,26 +385,43 @@ def write_atomically(path: Path, write: Callable[[io.BytesIO], None]) -> None:
         raise UserError(f"{path} cannot be written ({error.strerror}): what it held is kept") from None
 
 
+def check_pickle(content: bytes) -> None:
+    """Raise for what torch.load takes though no checkpoint has it: other names, tuples that nest in themselves."""
+    before, tuples = "", set()
+    for op, argument, _ in pickletools.genops(content):
+        known = op.proto <= 2 and not (op.name == "GLOBAL" and argument not in PICKLED)
+        known = known and not (op.name.endswith("GET") and argument in tuples)
+        require(known, "it holds more than tensors and plain data")
+        if not op.name.endswith("PUT"):
+            before = op.name
+        elif before.startswith("TUPLE"):
+            tuples.add(argument)
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint, on the CPU. Raises UserError for what this script did not write or the system does not read."""
     try:
         require(path.is_file() and path.stat().st_size <= LARGEST_FILE, "it is no file, or larger than any checkpoint")
-        content = io.BytesIO(path.read_bytes())
-        with zipfile.ZipFile(content) as archive:  # torch.load leaves the checksums that torch.save wrote unread
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-            require(unpacked <= LARGEST_FILE, "it unpacks to more than any checkpoint")
-            require(archive.testzip() is None, "a checksum is wrong")
-        content.seek(0)
-        plain = torch.load(content, map_location="cpu", weights_only=True)
+        checked = io.BytesIO()  # torch.load looks at no checksum, and could find in the archive what zipfile does not
+        with zipfile.ZipFile(path) as archive, zipfile.ZipFile(checked, "w") as copy:
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+            require(sum(sizes.values()) <= LARGEST_FILE, "it unpacks to more than any checkpoint")
+            for name, size in sizes.items():
+                content = archive.read(name)  # raises for a wrong checksum
+                if name.endswith(".pkl"):
+                    require(size <= 2**22, "it holds more than the text of a checkpoint")
+                    check_pickle(content)
+                copy.writestr(name, content)
+        checked.seek(0)
+        plain = torch.load(checked, map_location="cpu", weights_only=True)
         require(plain["constants"].keys() == {*Constants.__dataclass_fields__}, "the constants of another version")
         checkpoint = Checkpoint(**plain | {"constants": Constants(**plain["constants"])})
-        checkpoint.check()
+        checkpoint.check_tensors()
         return checkpoint
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     except Exception as error:  # a file by someone else can raise all kinds
-        code = "it holds more than tensors and plain data" if isinstance(error, pickle.UnpicklingError) else ""
-        reason = code or f"{type(error).__name__}: {error}"[:200]
+        reason = f"{type(error).__name__}: {error}"[:200]
         raise UserError(f"{path} is not a checkpoint of this script ({reason}): move it away") from None
 
 
@@ -500,7 +519,7 @@ def train(path: Path, constants: Constants, data: Cifar10, precision: torch.dtyp
     run, trainer, history = path.stem, Trainer(constants, data, precision), {name: [] for name in HISTORY}
     if checkpoint:  # a loss scale, which is not in it, finds its size anew in a few steps
         history = checkpoint.history
-        trainer.model.load_state_dict(checkpoint.model)
+        trainer.model.load_state_dict(dict(checkpoint.model))
         for name, buffer in trainer.momentum.items():
             buffer.copy_(checkpoint.momentum[name])
     model, first, due = trainer.model, len(history["loss"]) + 1, -math.inf
@@ -627,6 +646,7 @@ def draw_ghosts(run: str, model: nn.Module, data: Cifar10, path: Path) -> None:
 
 def draw_curves(checkpoints: dict[str, Checkpoint], path: Path) -> None:
     """Test accuracy and training loss of every run by epoch, with the paper's accuracies as lines."""
+    matplotlib.rcParams["text.parse_math"] = False  # a name may hold a $
     figure = matplotlib.figure.Figure(figsize=(14, 5), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
     for axes, column, label in ((accuracy, "test_accuracy", "test accuracy (%)"), (loss, "loss", "training loss")):
@@ -644,7 +664,7 @@ def draw_curves(checkpoints: dict[str, Checkpoint], path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- main
 def check_constants(constants: Constants) -> None:
     """Raise UserError for constants that no run can have."""
-    limits = {"ratio": (1, 512), "epochs": (1, 10**6), "lr": (1e-9, 1e9), "momentum": (0.0, 0.9999),
+    limits = {"ratio": (1, 512), "epochs": (1, 10**5), "lr": (1e-9, 1e9), "momentum": (0.0, 0.9999),
               "weight_decay": (0.0, 1e3), "batch_size": (1, 50_000), "seed": (0, 2**31 - 1),
               "dw_kernel_size": (1, 13)}  # from 15 on, its backward in bfloat16 hangs on a CPU
     for name, (low, high) in limits.items():
@@ -652,7 +672,7 @@ def check_constants(constants: Constants) -> None:
         within = type(value) in (int, type(low)) and low <= value <= high
         require(within, f"--{name.replace('_', '-')} must be of type {type(low).__name__}, from {low} to {high}")
     require(constants.dw_kernel_size % 2 == 1, "--dw-kernel-size must be odd")
-    require(constants.network in NETWORKS and constants.schedule in ("cosine", "multistep"), "unknown network")
+    require(constants.network in NETWORKS and constants.schedule in ("cosine", "multistep"), "unknown --network")
     numbers = type(constants.milestones) is tuple and all(type(epoch) is int for epoch in constants.milestones)
     ascending = numbers and all(a < b for a, b in itertools.pairwise((0, *constants.milestones, 10**7)))
     require(ascending, "--milestones must be positive and ascending")
@@ -715,7 +735,7 @@ def complete(path: Path, constants: Constants, data: Cifar10, precision: torch.d
         return True
     except filelock.Timeout:
         complain(f"{run} is being trained by another process: let that one finish it")
-    except (UserError, PermissionError, RuntimeError, MemoryError) as error:
+    except (UserError, OSError, RuntimeError, MemoryError) as error:
         memory = re.search("out of memory|alloc|MemoryError", repr(error))
         if type(error) is RuntimeError and not memory:
             raise
@@ -752,13 +772,13 @@ def run_as_script(main: Callable[[], None]) -> None:
         stream.reconfigure(errors="replace", line_buffering=True)
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who read the output has gone
     try:
         main()
-    except BrokenPipeError:  # who read the output has gone
-        os._exit(141)
-    except (UserError, OSError) as error:  # under torchrun every process meets the same
+    except (UserError, OSError, MemoryError, torch.OutOfMemoryError) as error:  # under torchrun all meet the same
         if RANK == 0:
-            complain(str(error))
+            complain(str(error) or repr(error))
         sys.exit(2)
 
 
@@ -769,13 +789,13 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     images.mkdir(parents=True, exist_ok=True)
     if WORLD > 1:
-        dist.init_process_group("gloo", timeout=timedelta(days=365))
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=365))
     data = Cifar10(arguments.data_dir, device)
     checkpoints, refused = read_all(folder)
     known = refused.keys() | {run for run, checkpoint in checkpoints.items() if checkpoint.finished}
     missing = [run for run in runs if arguments.fresh or run not in known]
     if WORLD > 1:  # all know what is missing before one trains it
-        dist.barrier()
+        torch.distributed.barrier()
     if RANK == 0:
         print(f"{hardware_name(device)}, {precision}, torch {torch.__version__}")
         for name in refused.keys() - runs.keys():
@@ -784,9 +804,10 @@ def main() -> None:
         report("vgg-16", vgg16(), replace_conv_with_ghost(vgg16()), torch.zeros(1, 3, 32, 32), per_layer=False)
     successes = []
     for part in ([run for run in runs if run not in missing], missing):
-        successes += [complete(folder / f"{run}.pth", runs[run], data, precision, arguments) for run in part[RANK::WORLD]]
+        for run in part[RANK::WORLD]:
+            successes.append(complete(folder / f"{run}.pth", runs[run], data, precision, arguments))
         if WORLD > 1:
-            dist.barrier()
+            torch.distributed.barrier()
         checkpoints, _ = read_all(folder)
         if RANK == 0 and checkpoints and (missing or part is not missing):
             print(results_table(checkpoints), f"pictures in {images}/", sep="\n\n", end="\n\n")

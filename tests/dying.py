@@ -22,14 +22,18 @@ class HalfWritten(io.FileIO):
 
 
 def dying_open(path, mode="r", *arguments, _open=open, **options):
-    return HalfWritten(path, mode) if mode == "wb" else _open(path, mode, *arguments, **options)
+    return HalfWritten(path, mode) if mode == "xb" else _open(path, mode, *arguments, **options)
+
+
+def die_at(place):
+    if place == "write":
+        builtins.open = dying_open
+    else:
+        setattr(os, place, die)
 
 
 if __name__ == "__main__":
     place, *sys.argv = sys.argv[1:]
     sys.path[0] = os.path.dirname(sys.argv[0])
-    if place == "write":
-        builtins.open = dying_open
-    else:
-        setattr(os, place, die)
+    die_at(place)
     runpy.run_path(sys.argv[0], run_name="__main__")
