@@ -8,8 +8,7 @@ with are those of Han et al., "GhostNet: More Features from Cheap Operations", h
     python ghostnet.py gr_cosine --epochs 30 --seed 1       one run with other constants, kept in a file of its own
     torchrun --nproc-per-node 2 ghostnet.py --seeds 0 1 2   many runs, spread over processes and GPUs
 
-What is trained already is shown first, then what is missing is trained. It draws the pictures in images/ and prints
-the table of the runs in checkpoints/ and, in the form of two reports,
+It shows what is trained already, then trains what is missing. It draws pictures, prints a table and, in two reports,
 
     resnet-56   flops: 127.93M -> 67.50M (1.90x)    params: 0.86M -> 0.44M (1.95x)
     vgg-16      flops: 314.57M -> 159.22M (1.98x)   params: 14.99M -> 7.65M (1.96x)
@@ -32,7 +31,7 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
 from functools import partial
@@ -112,7 +111,6 @@ TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ  # it gives each of its processes
 RANK, WORLD = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if TORCHRUN else (0, 1)
 PICTURE_IMAGE = 12  # test image in the ghost picture: a dog
 PICTURE_MODULE = 1  # its ghost module: the first block's first in ResNet-56, the second layer in VGG-16 (figure 4)
-
 # The paper's top-1 accuracy in percent (tables 3, 4 and 5); benchmarks/comparison.py has what others report.
 PAPER = {"resnet56": 93.0, "ghost-resnet56": 92.7, "vgg16": 93.6, "ghost-vgg16": 93.7, "ghost-vgg16 d=1": 93.5,
          "ghost-vgg16 d=5": 93.4, "ghost-vgg16 d=7": 93.1, "ghost-vgg16 s=3": 93.4, "ghost-vgg16 s=4": 93.0,
@@ -160,21 +158,19 @@ class GhostModule(nn.Module):
 
 
 def replace_conv_with_ghost(model: nn.Module, ratio: int = 2, dw_kernel_size: int = 3,
-                            keep: Collection[str] | Callable[[str, nn.Conv2d], bool] = ()) -> nn.Module:
+                            keep: str | Iterable[str] | Callable[[str, nn.Conv2d], bool] = ()) -> nn.Module:
     """Replace every dense nn.Conv2d inside `model` by a GhostModule, in place, and return the model.
 
     Kernel, stride, padding, dilation, device, dtype, mode and requires_grad stay; the weights start anew. A bias stays
-    unless a batch norm, which cancels it, follows in the same nn.Sequential. Left alone are grouped and depthwise
-    convolutions, subclasses of nn.Conv2d, the insides of ghost modules, and what to `keep`: names of layers, each with
-    all that it contains, or a function of name and convolution. Raises ValueError or TypeError, the model unchanged,
-    for bad arguments, a lazy convolution, and when there is nothing to replace.
+    unless a batch norm, which cancels it, follows in the same nn.Sequential. Left alone are grouped convolutions,
+    subclasses of nn.Conv2d, the insides of ghost modules, and what to `keep`: names of layers, each with all that it
+    contains, or a function of name and convolution. Raises ValueError or TypeError, the model unchanged, for bad
+    arguments, a lazy convolution, and when there is nothing to replace.
     """
     places = {}  # of each module: the names of all places where it is used
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
-    if isinstance(keep, str):
-        raise TypeError(f"keep must be a collection of layer names or a function, not {keep!r}")
-    layers = () if callable(keep) else {*keep}
+    layers = () if callable(keep) else {keep} if isinstance(keep, str) else {*keep}
     if unknown := {*layers} - {*itertools.chain(*places.values())}:
         raise ValueError(f"keep names layers that the model has not: {', '.join(sorted(map(str, unknown)))}")
     kept = keep if callable(keep) else lambda name, _: any(f"{name}.".startswith(f"{layer}.") for layer in layers)
@@ -222,10 +218,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """CIFAR ResNet of 6n + 2 layers in stages of 16, 32 and 64 channels: (N, 3, 32, 32) -> logits (N, 10).
-
-    ResNet(56) has 855,770 parameters, and 439,914 with ghost modules (s=2, d=3).
-    """
+    """CIFAR ResNet of 6n + 2 layers in stages of 16, 32 and 64 channels: (N, 3, 32, 32) -> logits (N, 10)."""
 
     def __init__(self, depth: int):
         super().__init__()
@@ -321,8 +314,6 @@ class Cifar10:
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
-PICKLED = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2",  # the names in a checkpoint's pickle
-           "torch FloatStorage", "torch HalfStorage", "torch LongStorage")
 HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # of each epoch; accuracies in percent
 
 
@@ -344,10 +335,8 @@ class Checkpoint:
         require(whole, "its history is another run's")
         for name, numbers in self.history.items():
             alike = type(numbers) is list and len(numbers) == self.epochs and {*map(type, numbers)} == {float}
-            most = 100 if "accuracy" in name else 1e9
-            require(alike and all(0 <= number <= most for number in numbers), f"its {name} is no list of such numbers")
-        text = type(self.trained_on) is str and self.trained_on.isprintable() and 0 < len(self.trained_on) <= 200
-        require(text, "its trained_on is no line of text")
+            require(alike and all(0 <= n <= 1e9 for n in numbers), f"its {name} is no list of such numbers")
+        require(bool(re.fullmatch("[ -~]{1,200}", self.trained_on)), "its trained_on is no line of text")
         self.accuracy, self.seconds = self.history["test_accuracy"][-1], sum(self.history["seconds"])
 
     def check_tensors(self) -> None:
@@ -386,16 +375,13 @@ def write_atomically(path: Path, write: Callable[[io.BytesIO], None]) -> None:
 
 
 def check_pickle(content: bytes) -> None:
-    """Raise for what torch.load takes though no checkpoint has it: other names, tuples that nest in themselves."""
-    before, tuples = "", set()
-    for op, argument, _ in pickletools.genops(content):
-        known = op.proto <= 2 and not (op.name == "GLOBAL" and argument not in PICKLED)
-        known = known and not (op.name.endswith("GET") and argument in tuples)
-        require(known, "it holds more than tensors and plain data")
-        if not op.name.endswith("PUT"):
-            before = op.name
-        elif before.startswith("TUPLE"):
-            tuples.add(argument)
+    """Raise for what torch.load would take though no checkpoint has it: other names, tuples that hold one another."""
+    ops = [(op.name, argument) for op, argument, _ in pickletools.genops(content)]
+    ours = "collections OrderedDict|torch._utils _rebuild_tensor_v2|torch (Float|Half|Long)Storage"
+    foreign = [argument for op, argument in ops if op == "GLOBAL" and not re.fullmatch(ours, argument)]
+    tuples = {arg for (last, _), (op, arg) in itertools.pairwise(ops) if "PUT" in op and re.search("TUPLE|PUT", last)}
+    again = [argument for op, argument in ops if "GET" in op and argument in tuples]
+    require(not foreign and not again, "it holds more than tensors and plain data")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -514,8 +500,6 @@ def train(path: Path, constants: Constants, data: Cifar10, precision: torch.dtyp
         require(checkpoint.constants == constants, f"{path} is of {checkpoint.constants}: --fresh replaces it")
     if checkpoint and checkpoint.finished:
         return checkpoint
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed inside a save
-        leftover.unlink()
     run, trainer, history = path.stem, Trainer(constants, data, precision), {name: [] for name in HISTORY}
     if checkpoint:  # a loss scale, which is not in it, finds its size anew in a few steps
         history = checkpoint.history
@@ -635,7 +619,6 @@ def draw_ghosts(run: str, model: nn.Module, data: Cifar10, path: Path) -> None:
         for axes, picture in zip(row, pictures, strict=False):
             axes.imshow(picture, **style)
             axes.set(xticks=[], yticks=[])
-            axes.spines[:].set(color=color, linewidth=2)
     right.colorbar(grid[1, 0].images[0], ax=grid[1], aspect=12)
     for axes, source, ghost in zip(grid[2], sources, ghosts, strict=False):
         correlation = torch.corrcoef(torch.stack([source.flatten(), ghost.flatten()]))[0, 1]
@@ -723,9 +706,9 @@ def pick_hardware(arguments: Arguments) -> tuple[torch.device, torch.dtype]:
     return device, getattr(torch, automatic if arguments.precision == "auto" else arguments.precision)
 
 
-def complete(path: Path, constants: Constants, data: Cifar10, precision: torch.dtype, arguments: Arguments) -> bool:
+def complete(run: str, constants: Constants, data: Cifar10, precision: torch.dtype, arguments: Arguments) -> bool:
     """Train the run unless its file is finished, then evaluate the weights in it; False where that failed."""
-    run = path.stem
+    path = arguments.checkpoint_dir / f"{run}.pth"
     try:
         with filelock.FileLock(path.with_name(f".{run}.lock"), timeout=2):
             done = train(path, constants, data, precision, arguments)
@@ -770,10 +753,9 @@ def run_as_script(main: Callable[[], None]) -> None:
     """What the user can mend ends in one line on stderr and exit code 2."""
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed
         stream.reconfigure(errors="replace", line_buffering=True)
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who read the output has gone
+    actions = {"SIGINT": stop, "SIGTERM": stop, "SIGPIPE": signal.SIG_DFL}  # SIGPIPE: who read the output has gone
+    for name in actions.keys() & vars(signal).keys():  # Windows has no SIGPIPE
+        signal.signal(getattr(signal, name), actions[name])
     try:
         main()
     except (UserError, OSError, MemoryError, torch.OutOfMemoryError) as error:  # under torchrun all meet the same
@@ -786,15 +768,13 @@ def main() -> None:
     arguments, runs = command_line()
     device, precision = pick_hardware(arguments)
     folder, images = arguments.checkpoint_dir, arguments.image_dir
-    folder.mkdir(parents=True, exist_ok=True)
     images.mkdir(parents=True, exist_ok=True)
-    if WORLD > 1:
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=365))
     data = Cifar10(arguments.data_dir, device)
     checkpoints, refused = read_all(folder)
     known = refused.keys() | {run for run, checkpoint in checkpoints.items() if checkpoint.finished}
     missing = [run for run in runs if arguments.fresh or run not in known]
     if WORLD > 1:  # all know what is missing before one trains it
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=365))
         torch.distributed.barrier()
     if RANK == 0:
         print(f"{hardware_name(device)}, {precision}, torch {torch.__version__}")
@@ -804,8 +784,7 @@ def main() -> None:
         report("vgg-16", vgg16(), replace_conv_with_ghost(vgg16()), torch.zeros(1, 3, 32, 32), per_layer=False)
     successes = []
     for part in ([run for run in runs if run not in missing], missing):
-        for run in part[RANK::WORLD]:
-            successes.append(complete(folder / f"{run}.pth", runs[run], data, precision, arguments))
+        successes += [complete(run, runs[run], data, precision, arguments) for run in part[RANK::WORLD]]
         if WORLD > 1:
             torch.distributed.barrier()
         checkpoints, _ = read_all(folder)
