@@ -329,7 +329,7 @@ class Checkpoint:
 
     def __post_init__(self):  # the fields may come from a stranger's file: first the check, then what follows from them
         check_constants(self.constants)
-        self.epochs = len(self.history["loss"])
+        self.epochs = len(self.history.get("loss"))
         self.finished = self.epochs == self.constants.epochs
         whole = self.history.keys() == {*HISTORY} and 1 <= self.epochs <= self.constants.epochs
         require(whole, "its history is another run's")
@@ -394,13 +394,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
             require(sum(sizes.values()) <= LARGEST_FILE, "it unpacks to more than any checkpoint")
             for name, size in sizes.items():
                 content = archive.read(name)  # raises for a wrong checksum
-                if name.endswith(".pkl"):
+                if name.lower().endswith(".pkl"):
                     require(size <= 2**22, "it holds more than the text of a checkpoint")
                     check_pickle(content)
                 copy.writestr(name, content)
         checked.seek(0)
         plain = torch.load(checked, map_location="cpu", weights_only=True)
-        require(plain["constants"].keys() == {*Constants.__dataclass_fields__}, "the constants of another version")
+        require(type(plain) is dict and plain["constants"].keys() == asdict(Constants()).keys(), "other constants")
         checkpoint = Checkpoint(**plain | {"constants": Constants(**plain["constants"])})
         checkpoint.check_tensors()
         return checkpoint

@@ -54,6 +54,7 @@ NETWORKS = {constants.architecture: constants for constants in EXPERIMENTS}
 LAYERS = {"ResNet": {16: 32, 32: 16, 64: 8}, "VGG-16": {64: 32, 128: 16, 256: 8, 512: 4}}  # side of a map by channels
 BATCH, WORKERS = 128, 2
 SHORTEST, REST = 0.2, 0.5  # seconds that a timing takes at least, and before a pass
+WARM = 5  # plain steps before a recording, in which cudnn chooses its kernels
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,27 @@ class Benchmark:
         self.trainers = {name: self.trainer(NETWORKS[name]) for name in arguments.networks}
         parts = [f"{ghostnet.hardware_name(self.device)} ({os.cpu_count()} cores)", f"torch {torch.__version__}",
                  f"ours in {self.precision}", "usual in float32", f"batch {BATCH}", f"{self.turns} turns"]
-        self.conditions = ", ".join(parts).replace("torch.", "")
-        print(self.conditions, flush=True)
+        print(", ".join(parts).replace("torch.", ""), flush=True)
 
-    def trainer(self, constants: ghostnet.Constants) -> ghostnet.Trainer:
-        return ghostnet.Trainer(constants, self.data, self.precision)
+    def trainer(self, constants: ghostnet.Constants, kind: type = ghostnet.Trainer) -> ghostnet.Trainer:
+        """One that takes its steps as in an epoch after the first."""
+        trainer = kind(constants, self.data, self.precision)
+        if self.cuda:
+            for plan in self.plans(WARM):
+                trainer.step(plan)
+            trainer.record()
+        return trainer
+
+    def recorded(self, run: Callable[[], object]) -> Callable[[], object]:
+        """The run as a CUDA graph, which leaves out the time of its launches; the run itself where there is no CUDA."""
+        if not self.cuda:
+            return run
+        for _ in range(WARM):
+            run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            run()
+        return graph.replay
 
     def pairs(self) -> dict[str, list[ghostnet.Trainer]]:
         """The ordinary and the ghost network of each kind of which both are named."""
@@ -193,13 +210,6 @@ class Benchmark:
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), self.autocast():
             model(images)
 
-    def recorded(self, run: Callable[[], object]) -> Callable[[], object]:
-        """The run as a CUDA graph, which leaves out the time of its launches; the run itself where there is no CUDA."""
-        if not self.cuda:
-            return run
-        graph = ghostnet.CudaGraph(lambda _plan: run(), batch_size=1)
-        return partial(graph, graph.plan)
-
     def by_turns(self, *runs: Callable[[], object], passes: bool = False) -> list[list[float]]:
         """Seconds a call of each run in each turn.
 
@@ -215,8 +225,7 @@ class Benchmark:
             return (now(self.device) - start) / calls
 
         for run in runs:
-            for _ in range(8 if self.cuda and not passes else 1):  # the sixth call records a CUDA graph
-                run()
+            run()
         calls = [1 if passes else max(1, round(SHORTEST / seconds(run))) for run in runs]
         turns = [[seconds(run, n) for run, n in zip(runs, calls, strict=True)] for _ in range(self.turns)]
         return [list(times) for times in zip(*turns, strict=True)]
@@ -235,8 +244,8 @@ class Benchmark:
 
     def against_usual(self, batches: int, our_step: Callable, usual_step: Callable) -> list[str]:
         """Images/s of ours and of the usual loop in passes of so many batches, on CUDA of an epoch; their ratio."""
-        images = len(self.data.train_labels)
-        batches = -(-images // BATCH) if self.cuda else min(batches, images // BATCH)
+        epoch = len(self.data.train_labels)
+        batches = -(-epoch // BATCH) if self.cuda else min(batches, epoch // BATCH)
 
         def ours() -> None:
             for plan in self.plans(batches):
@@ -248,13 +257,13 @@ class Benchmark:
                     usual_step(images.to(self.device), labels.to(self.device))
 
         a, b = self.by_turns(ours, usual, passes=True)
-        return [*(f"{min(images, batches * BATCH) / median(times):,.0f}" for times in (a, b)), ratio(b, a)]
+        return [*(f"{min(epoch, batches * BATCH) / median(times):,.0f}" for times in (a, b)), ratio(b, a)]
 
     def end_to_end(self) -> None:
         rows = []
         for name, trainer in self.trainers.items():
             usual = usual_step(trainer.constants, self.device)
-            rows.append((name, *self.against_usual(2 if self.quick else 5, trainer.take_step, usual)))
+            rows.append((name, *self.against_usual(2 if self.quick else 3, trainer.take_step, usual)))
         print_table("1. Training end to end, images/s", "network | ours | usual | ours / usual", rows)
 
     def widths(self, path: Path) -> None:
@@ -277,20 +286,21 @@ class Benchmark:
                 training = self.by_turns(*(self.recorded(partial(train, model)) for model in models))
                 models = [model.eval() for model in models]
                 inference = self.by_turns(*(self.recorded(partial(self.infer, model, images)) for model in models))
-                fewer = flops_ratio(channels)
-                points[network, channels] = *(median(a) / median(b) for a, b in (training, inference)), fewer
+                points[network, channels] = [median(a) / median(b) for a, b in (training, inference)]
                 columns = ((*map(milliseconds, times), ratio(*times)) for times in (training, inference))
-                rows.append((network, f"{channels}, {side}x{side}", *itertools.chain(*columns), f"{fewer:.2f}x"))
+                rows.append((network, f"{channels}, {side}x{side}", *itertools.chain(*columns),
+                             f"{flops_ratio(channels):.2f}x"))
         columns = ("layer of", "channels, map", "training: ordinary, ms", "ghost, ms", "ordinary / ghost",
                    "inference: ordinary, ms", "ghost, ms", "ordinary / ghost", "FLOPs: ordinary / ghost")
         print_table("2. A layer, ordinary and ghost, by its width", " | ".join(columns), rows)
-        draw_widths(points, self.conditions, path)
+        conditions = f"{ghostnet.hardware_name(self.device)}, {self.precision}, batch {BATCH}".replace("torch.", "")
+        draw_widths(points, conditions, path)
 
     def ghost_against_ordinary(self) -> None:
         (plan,), rows = self.plans(1), []
         for network, pair in self.pairs().items():
             kinds = [("training step", BATCH, lambda t: t.take_step(plan), lambda t: t.step(plan))]
-            for batch in (1, 128, 1000):
+            for batch in (1, 128, 1000) if self.cuda else (1, 128):
                 images = self.data.normalize(self.data.test_images[:batch])
                 kinds.append(("inference", batch, *[lambda t, images=images: self.infer(t.model, images)] * 2))
             for what, batch, run, plain in kinds:
@@ -339,7 +349,7 @@ class Benchmark:
         arithmetic, memory = 2 * n**3 / median(products), 2 * 4 * numbers / median(copies)
         (plan,), rows = self.plans(1), []
         for network, trainer in self.trainers.items():
-            marked, parts = MarkedTrainer(trainer.constants, self.data, self.precision), []
+            marked, parts = self.trainer(trainer.constants, MarkedTrainer), []
 
             def step(marked=marked, parts=parts) -> None:
                 marked.take_step(plan)
@@ -358,22 +368,20 @@ class Benchmark:
         print_table(title, " | ".join(columns), rows)
 
 
-def draw_widths(points: dict[tuple[str, int], tuple[float, float, float]], title: str, path: Path) -> None:
-    """Ratios of time in training and in inference and of FLOPs, by network and channels, against the channels."""
+def draw_widths(points: dict[tuple[str, int], list[float]], title: str, path: Path) -> None:
+    """Ratios of time in training and inference, by network and channels, and of FLOPs, against the channels."""
     figure = matplotlib.figure.Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    axes, channels = figure.subplots(), sorted({channels for _, channels in points})
     axes.axhline(1, color="black", linewidth=1)
-    for network, style in zip(LAYERS, ("o-", "s--"), strict=True):
-        widths = [channels for name, channels in points if name == network]
-        columns = zip(*(points[network, channels] for channels in widths), strict=True)
-        for what, color, column in zip(("training time", "inference time", "FLOPs"), ("C0", "C1", "0.6"), columns,
-                                       strict=True):
-            axes.plot(widths, column, style, color=color, label=f"{what}, layers of {network}")
+    axes.plot(channels, [*map(flops_ratio, channels)], "-", color="0.6", label="FLOPs")
+    for (network, sides), style in zip(LAYERS.items(), ("o-", "s--"), strict=True):
+        for i, what in enumerate(("training", "inference")):
+            ratios = [points[network, channels][i] for channels in sides]
+            axes.plot([*sides], ratios, style, color=f"C{i}", label=f"time in {what}, layers of {network}")
     axes.set_xscale("log", base=2)
-    channels = sorted({channels for _, channels in points})
     axes.set_xticks(channels, channels)
     axes.set(xlabel="channels", ylabel="ordinary layer / ghost layer", ylim=(0, None))
-    axes.set_title(title, fontsize=8)
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
     ghostnet.write_atomically(path, partial(figure.savefig, dpi=150))

@@ -5,10 +5,10 @@ import copy
 import dataclasses
 import io
 import itertools
+import math
 import os
 import pickle
 import random
-import re
 import resource
 import signal
 import struct
@@ -62,7 +62,7 @@ class Forked:
     """A function in a process of its own, forked from this one: nothing is imported anew, and a crash is seen."""
 
     def __init__(self, work):
-        self.out, self.err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self.out, self.err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self.pid = os.fork()
         if self.pid > 0:
             return
@@ -280,24 +280,244 @@ def packed(content, change=lambda name, entry: entry, compression=zipfile.ZIP_DE
     return file.getvalue()
 
 
-def two_directories(content, bomb):
-    """An archive that is `content` for whom finds its directory by size, `bomb` for whom does by offset."""
-    content, start, bomb_start = bytearray(content), *(directory_of(archive) for archive in (content, bomb))
-    directory, end, gap = content[start:-22], content[-22:], len(bomb) - 22  # where the end record's offset leads
-    if len(directory) != len(bomb[bomb_start:-22]):
-        raise ValueError("the directories differ in size")
-    before = bomb[:-22].ljust(max(len(bomb), start))  # then no offset below is negative
-    bomb_at, shift = bomb_start, len(before) - (len(before) + start - bomb_start)
+def two_directories(seen, hidden):
+    """One archive of two: `seen` where the directory is looked for by its size, `hidden` where by its offset."""
+    with zipfile.ZipFile(io.BytesIO(seen)) as archive, zipfile.ZipFile(io.BytesIO(hidden)) as other:
+        start, other_start = archive.start_dir, other.start_dir
+    directory, end = bytearray(seen[start:-22]), bytearray(seen[-22:])
+    before = hidden[:other_start].ljust(start)  # then no offset below is negative
+    struct.pack_into("<L", end, 16, len(before))
     position = 0
     while position < len(directory):
-        lengths = struct.unpack_from("<3H", directory, position + 28)
         (offset,) = struct.unpack_from("<L", directory, position + 42)
-        struct.pack_into("<L", directory, position + 42, offset + shift)
-        position += 46 + sum(lengths)
-    struct.pack_into("<L", end, 16, bomb_at)
-    return bytes(before + content[:start] + directory + end), gap
+        struct.pack_into("<L", directory, position + 42, offset + len(before) - start)
+        position += 46 + sum(struct.unpack_from("<3H", directory, position + 28))
+    return before + hidden[other_start:-22] + seen[:start] + bytes(directory + end)
 
 
-def directory_of(archive):
-    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
-        return opened.start_dir
+class Claim:
+    """A tensor of another size than its storage."""
+
+    def __init__(self, *size):
+        self.size = size
+
+    def __reduce__(self):
+        strides = torch.empty(self.size, device="meta").stride()
+        return torch._utils._rebuild_tensor_v2, (torch.zeros(1)._typed_storage(), 0, self.size, strides, False, {})
+
+
+def hostile_archives(whole):
+    """Contents with right checksums that would take memory or time, or that lie about what they hold."""
+
+    def records(change):
+        return packed(content, lambda name, entry: change(entry) if "/data/" in name else entry)
+
+    def pickled(code):
+        return packed(content, lambda name, entry: code if name.endswith("data.pkl") else entry)
+
+    def claims(*size):
+        return saved(checkpoint | {"model": checkpoint["model"] | {last: Claim(*size)}})
+
+    content, checkpoint = whole.read_bytes(), torch.load(whole, weights_only=True)
+    last, attribute = [*checkpoint["model"]][-1], copy.deepcopy(checkpoint)
+    attribute["model"]._metadata = 5
+    gigabyte = packed(content, lambda name, entry: bytes(2**30) if name.endswith("data/1") else entry)
+    lists = pickled(b"\x80\x02" + b"]" * 10**8 + b".")
+    allocates = pickled(b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\0\0\0\0\1\x85R.")
+    upper = pickled(b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\1\x85R.").replace(b"data.pkl", b"data.PKL")
+    nested_key = b"\x80\x02})" + 64 * b"q\x01h\x01\x86" + b"Ns."
+    return {
+        "unpacks to a gigabyte": gigabyte,
+        "hides what unpacks to a gigabyte": two_directories(packed(content), gigabyte),
+        "a pickle of a hundred million lists": lists,
+        "hides such a pickle": two_directories(packed(content), lists),
+        "a pickle that allocates gigabytes": allocates,
+        "such a pickle with a name in capitals": upper,
+        "a key that cannot be hashed in a lifetime": pickled(nested_key),
+        "a tensor larger than its storage": claims(*checkpoint["model"][last].shape),
+        "a tensor of gigabytes": claims(2**31),
+        "a tensor of a terabyte": claims(2**38),
+        "records cut short": records(lambda entry: entry[:99]),
+        "records twice as long": records(lambda entry: 2 * entry),
+        "no records": records(lambda entry: b""),
+        "a state_dict with an attribute": saved(attribute),
+    }
+
+
+def tried(content, path, use, timeout=20):
+    """What becomes of a file with this content in a process of its own: "refused", what `use` answers, or trouble."""
+    path.write_bytes(content)
+
+    def work():
+        before = peak()
+        try:
+            answer = use(path)
+        except ghostnet.UserError as error:
+            whole = is_one_line(error) and str(path) in str(error) and path.read_bytes() == content
+            answer = "refused" if whole else f"refused by {error}"
+        print(answer if peak() - before < LARGEST_GROWTH else f"took {(peak() - before) >> 20} MiB")
+
+    done = Forked(work).wait(timeout)
+    if done.returncode == 0 and not done.stderr:
+        return done.stdout.splitlines()[-1]
+    return "hung" if done.returncode is None else f"exit code {done.returncode}: {done.stderr[-300:]}"
+
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+# ------------------------------------------------------------------------------------------------ edited contents
+
+
+def nested(container):
+    """Twice the same in itself, 64 deep: 2**64 items for whom does not see that they are the same."""
+    inner = container(())
+    for _ in range(64):
+        inner = container((inner, inner))
+    return inner
+
+
+STRANGE = {  # what a value is replaced by; functions are of the tensor that stands there, or of another one
+    "None": None,
+    "text": "text",
+    "two lines": "a\nb",
+    "long text": 10**5 * "x",
+    "bytes": b"bytes",
+    "an empty list": [],
+    "an empty dictionary": {},
+    "an empty tuple": (),
+    "a set": {1},
+    "a nested tuple": nested(tuple),
+    "a nested list": nested(list),
+    "a huge integer": 10**400,
+    "a huge number": 1e300,
+    "a negative number": -1,
+    "not a number": float("nan"),
+    "infinity": float("inf"),
+    "a complex number": 1j,
+    "a truth value": True,
+    "a type": torch.float32,
+    "a size": torch.Size([3]),
+    "a number as tensor": torch.tensor(1.0),
+    "a parameter": lambda t: torch.nn.Parameter(t.float()),
+    "a smaller tensor": lambda t: t.flatten()[1:].clone(),
+    "a larger tensor": lambda t: torch.cat([t.flatten(), t.flatten()]),
+    "an empty tensor": lambda t: t.new_empty(0),
+    "another shape": lambda t: t[None],
+    "float64": lambda t: t.double(),
+    "int32": lambda t: t.int(),
+    "complex64": lambda t: t.to(torch.complex64),
+    "no number in each place": lambda t: t * float("nan"),
+    "infinity in one place": lambda t: torch.cat([t.new_tensor([1]) * float("inf"), t.flatten()[1:]]).view(t.shape),
+    "sparse": lambda t: t.to_sparse(),
+    "meta": lambda t: t.to("meta"),
+    "expanded": lambda t: t.new_zeros(()).expand(t.shape if t.ndim else 3),
+    "expanded to gigabytes": lambda t: t.new_zeros(()).expand(2**29),
+    "expanded to a terabyte": lambda t: t.new_zeros(()).expand(2**38),
+    "a part of a storage": lambda t: torch.cat([t.flatten(), t.flatten()])[: t.numel()].view(t.shape),
+    "with a gradient": lambda t: t.float().requires_grad_(),
+}
+MISSING, ADDED = "an item less", "an item more"
+
+
+def places(tree, at=()):
+    """The paths of all leaves and containers in a checkpoint."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
+    return [at, *itertools.chain.from_iterable(places(item, (*at, key)) for key, item in items)]
+
+
+def edits(checkpoint, plain, tensors, rng):
+    """Pairs of a place and what is done there: so many outside of the tensors and so many of them (None: all)."""
+    within = [place for place in places(checkpoint) if len(place) == 2 and place[0] in ("model", "momentum")]
+    outside = [place for place in places(checkpoint) if place not in within]
+    kinds, pairs = rng.sample([*STRANGE, MISSING, ADDED], len(STRANGE) + 2), []
+    for group, number in ((outside, plain), (within, tensors)):
+        group, period = rng.sample(group, len(group)), math.lcm(len(group), len(kinds))
+        for i in range(len(group) * len(kinds) if number is None else number):  # each pair once in the end
+            pairs.append((group[i % len(group)], kinds[(i + i // period) % len(kinds)]))
+    return [pair for pair in pairs if pair != (("trained_on",), "text")]  # which is a line of text as any other
+
+
+def edited(tree, place, kind):
+    """A checkpoint in which one value is another one."""
+    if place:
+        key, *rest = place
+        items = list(tree) if isinstance(tree, tuple) else copy.copy(tree)
+        items[key] = edited(tree[key], rest, kind)
+        return tuple(items) if isinstance(tree, tuple) else items
+    if kind in (MISSING, ADDED) and isinstance(tree, dict):
+        return {**tree, "more": 1.0} if kind == ADDED else dict([*tree.items()][:-1])
+    if kind in (MISSING, ADDED):
+        items = [*tree] if isinstance(tree, (list, tuple)) else [tree]
+        items = [*items, 1.0] if kind == ADDED else items[:-1]
+        return tuple(items) if isinstance(tree, tuple) else items
+    tensor = tree if isinstance(tree, torch.Tensor) else torch.zeros(3)
+    return STRANGE[kind](tensor) if callable(STRANGE[kind]) else STRANGE[kind]
+
+
+# -------------------------------------------------------------------------------------------------- command lines
+
+
+def spelled(values):
+    return [f"{option} {value}".split() for option, all_values in values.items() for value in all_values]
+
+
+GOOD = spelled({
+    "": [*ghostnet.EXPERIMENTS, "gr_cosine resnet56", "gv_cosine gv_cosine"],
+    "--network": ["resnet32", "resnet56", "vgg16"],
+    "--ratio": ["1", "2", "3", "16", "20", "512"],
+    "--dw-kernel-size": ["1", "3", "5", "13"],
+    "--schedule": ["cosine", "multistep"],
+    "--milestones": ["", "1", "12 3", "1 23", "1 2 3", "123", "100 150"],
+    "--epochs": ["1", "10", "200", "1000000"],
+    "--lr": ["0.1", "1e-1", "0.01", "1", "10", "1e9", "1e-9"],
+    "--momentum": ["0", "0.5", "9e-1", "0.9", "0.99"],
+    "--weight-decay": ["0", "-0.0", "5e-4", "0.0005"],
+    "--batch-size": ["1", "128", "50000"],
+    "--seed": ["0", "1", "2147483647"],
+    "--seeds": ["", "0", "1 0", "0 1 2", "1 1"],
+    "--data-dir": ["data", ".", "/", "é/☃"],
+    "--checkpoint-dir": ["checkpoints", "a/b/../c"],
+    "--image-dir": ["images"],
+    "--device": ["auto", "cpu", "cuda", "mps"],
+    "--precision": ["auto", "bfloat16", "float16", "float32"],
+    "--cuda-graph": [""],
+    "--no-cuda-graph": [""],
+    "--fresh": [""],
+    "--": [""],
+})
+BAD = spelled({
+    "": ["resnet101", "../gr_cosine", "0.1", "--frehs", "-x", "--lr=0.1=0.2", "--constants.lr 0.1", "--nesterov"],
+    "--network": ["alexnet", "resnet20", ""],
+    "--ratio": ["513", "0", "-1", "1.5", "9" * 500],
+    "--dw-kernel-size": ["2", "0", "-3", "15", "63"],
+    "--schedule": ["one_cycle"],
+    "--milestones": ["0 5", "5 5", "9999999 10000000", "1,2", "3 2 1"],
+    "--epochs": ["1000001", "0", "1e3", "1 2"],
+    "--lr": ["1e309", "1e30", "1e-320", "0", "-1", "nan", "inf", "-inf", "0,1"],
+    "--momentum": ["1", "-0.1", "nan"],
+    "--weight-decay": ["inf", "-1e-4", "nan"],
+    "--batch-size": ["50001", "0", "-128"],
+    "--seed": ["2147483648", "-1", "9" * 5000],
+    "--seeds": ["-1", "x", "0 1 -1"],
+    "--device": ["", "cuda:99", "tpu", "meta"],
+    "--precision": ["float64"],
+    "--no-cuda-graph": ["x"],
+    "--fresh": ["yes"],
+})
+
+
+def random_arguments(rng: random.Random):
+    """Up to four good options and at most one bad one, in random order."""
+    options = rng.choices(GOOD, k=rng.randint(0, 4)) + rng.choices(BAD, k=rng.randint(0, 1))
+    return [word for option in rng.sample(options, len(options)) for word in option]
+
+
+def try_command_line(arguments):
+    """The Arguments and the runs of a command line, or the UserError that refuses it; anything else is raised."""
+    with mock.patch.object(sys, "argv", ["ghostnet.py", *arguments]):
+        try:
+            return ghostnet.command_line()
+        except ghostnet.UserError as error:
+            return error
