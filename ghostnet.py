@@ -331,8 +331,7 @@ class Checkpoint:
         check_constants(self.constants)
         self.epochs = len(self.history.get("loss"))
         self.finished = self.epochs == self.constants.epochs
-        whole = self.history.keys() == {*HISTORY} and 1 <= self.epochs <= self.constants.epochs
-        require(whole, "its history is another run's")
+        require(self.history.keys() == {*HISTORY} and 1 <= self.epochs <= self.constants.epochs, "another history")
         for name, numbers in self.history.items():
             alike = type(numbers) is list and len(numbers) == self.epochs and {*map(type, numbers)} == {float}
             require(alike and all(0 <= n <= 1e9 for n in numbers), f"its {name} is no list of such numbers")
@@ -718,11 +717,12 @@ def complete(run: str, constants: Constants, data: Cifar10, precision: torch.dty
         return True
     except filelock.Timeout:
         complain(f"{run} is being trained by another process: let that one finish it")
-    except (UserError, OSError, RuntimeError, MemoryError) as error:
-        memory = re.search("out of memory|alloc|MemoryError", repr(error))
-        if type(error) is RuntimeError and not memory:
+    except (UserError, OSError, NotImplementedError) as error:  # the last where a file system has no locks
+        complain(str(error))
+    except (RuntimeError, MemoryError) as error:
+        if not re.search("out of memory|alloc|MemoryError", repr(error)):
             raise
-        complain(f"{run}: too little memory: try a smaller --batch-size" if memory else str(error))
+        complain(f"{run}: too little memory: try a smaller --batch-size")
     return False
 
 
