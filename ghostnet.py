@@ -628,13 +628,13 @@ def draw_ghosts(run: str, model: nn.Module, data: Cifar10, path: Path) -> None:
 
 def draw_curves(checkpoints: dict[str, Checkpoint], path: Path) -> None:
     """Test accuracy and training loss of every run by epoch, with the paper's accuracies as lines."""
-    matplotlib.rcParams["text.parse_math"] = False  # a name may hold a $
     figure = matplotlib.figure.Figure(figsize=(14, 5), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
-    for axes, column, label in ((accuracy, "test_accuracy", "test accuracy (%)"), (loss, "loss", "training loss")):
+    for axes, column, title in ((accuracy, "test_accuracy", "test accuracy (%)"), (loss, "loss", "training loss")):
         for run, checkpoint in checkpoints.items():
-            axes.plot(range(1, checkpoint.epochs + 1), checkpoint.history[column], label=run)
-        axes.set(xlabel="epoch", ylabel=label)
+            label = run.replace("$", r"\$")  # no formula
+            axes.plot(range(1, checkpoint.epochs + 1), checkpoint.history[column], label=label)
+        axes.set(xlabel="epoch", ylabel=title)
         axes.grid(alpha=0.3)
     loss.set_yscale("log")
     for name in sorted(PAPER.keys() & {checkpoint.constants.architecture for checkpoint in checkpoints.values()}):
