@@ -485,8 +485,7 @@ class Trainer:
         self.lr.fill_(learning_rate(self.constants, number))
         self.tally.zero_()
         plans = self.data.epoch_plan().to(self.device).split(self.constants.batch_size)
-        quiet = WORLD > 1 or not (sys.stderr and sys.stderr.isatty())
-        for plan in tqdm(plans, title, leave=False, disable=quiet):
+        for plan in tqdm(plans, title, leave=False, disable=WORLD > 1 or not sys.stderr.isatty()):
             self.take_step(plan)
         loss, hits = (self.tally / len(self.data.train_labels)).tolist()
         return loss, 100 * hits
@@ -515,7 +514,7 @@ def train(path: Path, constants: Constants, data: Cifar10, precision: torch.dtyp
         if finished:
             model.half().float()  # the file will hold float16: what is measured is what that can do
         norm = torch.nn.utils.get_total_norm([value for value in model.state_dict().values() if value.ndim > 0])
-        require(loss + norm.item() < 1e9, f"{run}: the loss is not finite in epoch {epoch}: try a smaller --lr")
+        require(loss + norm.item() < 1e9, f"the loss is not finite in epoch {epoch}: try a smaller --lr")
         test_accuracy = evaluate(model, data, torch.float32 if finished else precision)
         seconds = time.perf_counter() - start
         for name, value in zip(HISTORY, (loss, train_accuracy, test_accuracy, seconds), strict=True):
@@ -669,7 +668,7 @@ def parse(default):
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-    text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", complaint.getvalue())  # without colours and frames
+    text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|-{3,}", " ", complaint.getvalue())  # without colours and frames
     raise UserError(re.split("Argument helptext|For full helptext", text)[0] + "(see --help)")
 
 
@@ -718,9 +717,9 @@ def complete(run: str, constants: Constants, data: Cifar10, precision: torch.dty
     except filelock.Timeout:
         complain(f"{run} is being trained by another process: let that one finish it")
     except (UserError, OSError, NotImplementedError) as error:  # the last where a file system has no locks
-        complain(str(error))
+        complain(f"{run}: {error}")
     except (RuntimeError, MemoryError) as error:
-        if not re.search("out of memory|alloc|MemoryError", repr(error)):
+        if not re.search("(?i)out of memory|alloc|MemoryError", repr(error)):
             raise
         complain(f"{run}: too little memory: try a smaller --batch-size")
     return False
@@ -751,7 +750,8 @@ def stop(number: int, _frame) -> None:
 
 def run_as_script(main: Callable[[], None]) -> None:
     """What the user can mend ends in one line on stderr and exit code 2."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed
+    sys.stdout, sys.stderr = (stream or io.TextIOWrapper(io.BytesIO()) for stream in (sys.stdout, sys.stderr))  # closed
+    for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace", line_buffering=True)
     actions = {"SIGINT": stop, "SIGTERM": stop, "SIGPIPE": signal.SIG_DFL}  # SIGPIPE: who read the output has gone
     for name in actions.keys() & vars(signal).keys():  # Windows has no SIGPIPE

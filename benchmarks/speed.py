@@ -29,6 +29,7 @@ them: in bfloat16 they have 4 MB in a ResNet and 17 MB in VGG-16, and the cache 
 
 import copy
 import itertools
+import math
 import os
 import sys
 import time
@@ -51,7 +52,8 @@ import ghostnet
 
 EXPERIMENTS = [ghostnet.EXPERIMENTS[name] for name in ("resnet32", "resnet56", "gr_cosine", "vgg16", "gv_cosine")]
 NETWORKS = {constants.architecture: constants for constants in EXPERIMENTS}
-LAYERS = {"ResNet": {16: 32, 32: 16, 64: 8}, "VGG-16": {64: 32, 128: 16, 256: 8, 512: 4}}  # side of a map by channels
+LAYERS = [("ResNet", 16, 32), ("ResNet", 32, 16), ("ResNet", 64, 8),  # channels and side of the maps
+          ("VGG-16", 64, 32), ("VGG-16", 128, 16), ("VGG-16", 256, 8), ("VGG-16", 512, 4)]
 BATCH, WORKERS = 128, 2
 SHORTEST, REST = 0.2, 0.5  # seconds that a timing takes at least, and before a pass
 WARM = 5  # plain steps before a recording, in which cudnn chooses its kernels
@@ -205,6 +207,14 @@ class Benchmark:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
+    def train(self, model: nn.Module, images: Tensor) -> None:
+        """Forward and backward of a layer with as many maps as its input has."""
+        inputs = images.detach().requires_grad_()
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+            with self.autocast():
+                output = model(inputs)
+            torch.autograd.grad(output, (inputs, *model.parameters()), images)
+
     def infer(self, model: nn.Module, images: Tensor) -> None:
         """As ghostnet.evaluate does."""
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), self.autocast():
@@ -245,7 +255,7 @@ class Benchmark:
     def against_usual(self, batches: int, our_step: Callable, usual_step: Callable) -> list[str]:
         """Images/s of ours and of the usual loop in passes of so many batches, on CUDA of an epoch; their ratio."""
         epoch = len(self.data.train_labels)
-        batches = -(-epoch // BATCH) if self.cuda else min(batches, epoch // BATCH)
+        batches = math.ceil(epoch / BATCH) if self.cuda else batches
 
         def ours() -> None:
             for plan in self.plans(batches):
@@ -268,28 +278,17 @@ class Benchmark:
 
     def widths(self, path: Path) -> None:
         rows, points = [], {}
-        for network, sides in LAYERS.items():
-            for channels, side in sides.items():
-                shape = BATCH, channels, side, side
-                images = torch.randn(shape, device=self.device, dtype=self.precision)
-                images = images.contiguous(memory_format=torch.channels_last)
-                models = [layer(channels), ghostnet.replace_conv_with_ghost(layer(channels))]
-                models = [model.to(self.device, memory_format=torch.channels_last) for model in models]
-
-                def train(model: nn.Module, images=images) -> None:
-                    inputs = images.detach().requires_grad_()
-                    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-                        with self.autocast():
-                            output = model(inputs)
-                        torch.autograd.grad(output, (inputs, *model.parameters()), images)
-
-                training = self.by_turns(*(self.recorded(partial(train, model)) for model in models))
-                models = [model.eval() for model in models]
-                inference = self.by_turns(*(self.recorded(partial(self.infer, model, images)) for model in models))
-                points[network, channels] = [median(a) / median(b) for a, b in (training, inference)]
-                columns = ((*map(milliseconds, times), ratio(*times)) for times in (training, inference))
-                rows.append((network, f"{channels}, {side}x{side}", *itertools.chain(*columns),
-                             f"{flops_ratio(channels):.2f}x"))
+        for network, channels, side in LAYERS:
+            images = torch.randn(BATCH, channels, side, side, device=self.device, dtype=self.precision)
+            images = images.contiguous(memory_format=torch.channels_last)
+            pair = [layer(channels), ghostnet.replace_conv_with_ghost(layer(channels))]
+            for model in pair:
+                model.to(self.device, memory_format=torch.channels_last)
+            training = self.by_turns(*(self.recorded(partial(self.train, model.train(), images)) for model in pair))
+            inference = self.by_turns(*(self.recorded(partial(self.infer, model.eval(), images)) for model in pair))
+            points[network, channels] = [median(a) / median(b) for a, b in (training, inference)]
+            rows.append((network, f"{channels}, {side}x{side}", *map(milliseconds, training), ratio(*training),
+                         *map(milliseconds, inference), ratio(*inference), f"{flops_ratio(channels):.2f}x"))
         columns = ("layer of", "channels, map", "training: ordinary, ms", "ghost, ms", "ordinary / ghost",
                    "inference: ordinary, ms", "ghost, ms", "ordinary / ghost", "FLOPs: ordinary / ghost")
         print_table("2. A layer, ordinary and ghost, by its width", " | ".join(columns), rows)
@@ -374,10 +373,11 @@ def draw_widths(points: dict[tuple[str, int], list[float]], title: str, path: Pa
     axes, channels = figure.subplots(), sorted({channels for _, channels in points})
     axes.axhline(1, color="black", linewidth=1)
     axes.plot(channels, [*map(flops_ratio, channels)], "-", color="0.6", label="FLOPs")
-    for (network, sides), style in zip(LAYERS.items(), ("o-", "s--"), strict=True):
+    for network, style in (("ResNet", "o-"), ("VGG-16", "s--")):
+        widths = [channels for name, channels in points if name == network]
         for i, what in enumerate(("training", "inference")):
-            ratios = [points[network, channels][i] for channels in sides]
-            axes.plot([*sides], ratios, style, color=f"C{i}", label=f"time in {what}, layers of {network}")
+            ratios = [points[network, channels][i] for channels in widths]
+            axes.plot(widths, ratios, style, color=f"C{i}", label=f"time in {what}, layers of {network}")
     axes.set_xscale("log", base=2)
     axes.set_xticks(channels, channels)
     axes.set(xlabel="channels", ylabel="ordinary layer / ghost layer", ylim=(0, None))

@@ -165,12 +165,67 @@ class Script:
 
     def download(self, archive, seconds, *arguments):
         """Start where there is no data: what is downloaded takes these seconds to unpack."""
-        return self.fork(*arguments, before=lambda: fake_download(archive, seconds))
+
+        def before():
+            without_summary()
+            fake_download(archive, seconds)
+
+        return self.fork(*arguments, before=before)
+
+
+def without_summary():
+    """Leave out of this process's script what takes its time: reports and pictures."""
+    accept_any_checksum()
+    for name in ("report", "draw_curves", "draw_ghosts"):
+        setattr(ghostnet, name, lambda *_, **__: None)
 
 
 def wait_for_epoch(process):
     """Return when the process has saved an epoch; False when it ended instead."""
     return any(": epoch " in line for line in process.stdout)
+
+
+# ----------------------------------------------------------------------------------- training inside of this process
+
+
+def few_images(data):
+    """40 and 20 images of a data set."""
+    few = copy.copy(data)
+    few.train_images, few.train_labels = data.train_images[:40], data.train_labels[:40]
+    few.test_images, few.test_labels = data.test_images[:20], data.test_labels[:20]
+    return few
+
+
+def train(path, constants, data):
+    return ghostnet.train(path, constants, data, torch.float32, ghostnet.Arguments())
+
+
+def train_one_epoch(path, constants, data):
+    """Train and stop after the first epoch, which is saved."""
+    with mock.patch.object(data, "epoch_plan", side_effect=[data.epoch_plan()]), contextlib.suppress(StopIteration):
+        train(path, constants, data)
+
+
+def real_files(folder, constants, data):
+    """A half-trained and a finished file, and what is done with an edited one: "equal" where that changes nothing."""
+    half, whole, finished = folder / "half.pth", folder / "whole.pth", folder / "finished.pth"
+    at_once = dataclasses.replace(constants, epochs=1)
+    train_one_epoch(half, constants, data)
+    whole.write_bytes(half.read_bytes())
+    train(whole, constants, data)
+    ends, holds = result(whole), dataclasses.asdict(train(finished, at_once, data))
+
+    def use_half(path):
+        train(path, constants, data)
+        return "equal" if same(result(path), ends) else "different"
+
+    def use_finished(path):
+        checkpoint = train(path, at_once, data)
+        ghostnet.results_table({path.stem: checkpoint})
+        checkpoint.network(torch.device("cpu"))
+        return "equal" if same(dataclasses.asdict(checkpoint), holds) else "different"
+
+    return {"half": (half, use_half), "finished": (finished, use_finished)}
 
 
 # ---------------------------------------------------------------------------------------------------- comparisons
@@ -271,10 +326,11 @@ def hostile_files(whole, marker):
     return files | {f"cut to {length} bytes": content[:length] for length in lengths}
 
 
-def packed(content, change=lambda name, entry: entry, compression=zipfile.ZIP_DEFLATED):
+def packed(content, change=lambda name, entry: entry):
     """The same archive with changed entries and right checksums."""
     file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(file, "w", compression) as copied:
+    options = {"compression": zipfile.ZIP_DEFLATED, "compresslevel": 1}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(file, "w", **options) as copied:
         for entry in archive.infolist():
             copied.writestr(entry.filename, change(entry.filename, archive.read(entry)))
     return file.getvalue()

@@ -79,16 +79,17 @@ GEOMETRIES = {
 def test_output_equals_numpy_computation(geometry, ratio, d, groups, out_channels):
     module = GhostModule(3, out_channels, groups=groups, ratio=ratio, dw_kernel_size=d, **geometry)
     module, x = seeded(module, 2, 3, 9, 8, dtype=torch.float64)
-    intrinsic = groups * -(-out_channels // (ratio * groups))
+    s = min(ratio, out_channels // groups)  # with one map in a group there is nothing to make a ghost of
+    intrinsic = groups * -(-out_channels // (s * groups))
     stride, dilation, padding = (geometry.get(key, 1) for key in ("stride", "dilation", "padding"))
     pairs = [value if isinstance(value, tuple | str) else (value, value) for value in (stride, dilation, padding)]
     stride, dilation, padding = pairs if "padding" in geometry else (*pairs[:2], (0, 0))
     primary = convolve(x.numpy(), *as_numpy(module.primary_conv), stride, padding, dilation, groups)
     assert primary.shape[1] == intrinsic
     expected = primary
-    if ratio > 1:
+    if s > 1:
         ghosts = convolve(primary, *as_numpy(module.cheap_operation), (1, 1), (d // 2, d // 2), (1, 1), intrinsic)
-        assert ghosts.shape[1] == intrinsic * (ratio - 1)
+        assert ghosts.shape[1] == intrinsic * (s - 1)
         expected = np.concatenate([primary, ghosts], axis=1)[:, :out_channels]
     np.testing.assert_allclose(module(x).detach().numpy(), expected, rtol=1e-10, atol=1e-10)
 
@@ -117,6 +118,34 @@ def test_gradients_equal_finite_differences(ratio, d, options):
 
     names, parameters = zip(*module.named_parameters(), strict=True)
     assert torch.autograd.gradcheck(forward, (x, *parameters))
+
+
+def backward_steps(out):
+    """Names of all nodes in the graph behind a tensor."""
+    nodes = [out.grad_fn]
+    for node in nodes:  # which grows on the way
+        nodes += [before for before, _ in node.next_functions if before is not None and before not in nodes]
+    return {node.name() for node in nodes}
+
+
+@pytest.mark.parametrize(
+    "out_channels, ratio, groups, cut",
+    [(8, 2, 1, False), (9, 3, 1, False), (12, 2, 3, False), (1, 2, 1, False), (7, 2, 1, True), (8, 3, 1, True)],
+)
+def test_a_cut_that_would_cut_nothing_is_not_made(out_channels, ratio, groups, cut):
+    module = GhostModule(3, out_channels, 3, groups=groups, ratio=ratio)
+    steps = backward_steps(module(torch.rand(2, 3, 6, 6)))
+    assert any("Slice" in step or "Narrow" in step for step in steps) == cut
+    assert not any("Copy" in step or "Clone" in step for step in steps)
+
+
+@pytest.mark.parametrize("out_channels, ratio", [(8, 2), (64, 2), (9, 3)])
+def test_depthwise_gradient_has_the_memory_order_of_its_weight(out_channels, ratio):
+    module = GhostModule(3, out_channels, 3, ratio=ratio).to(memory_format=torch.channels_last)
+    out = module(torch.rand(2, 3, 8, 8).to(memory_format=torch.channels_last))
+    weight = module.cheap_operation.weight
+    (gradient,) = torch.autograd.grad(out.square().sum(), [weight])
+    assert gradient.stride() == weight.stride()
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.half, 5e-3), (torch.bfloat16, 4e-2), (torch.double, 1e-5)])
@@ -201,7 +230,7 @@ def test_experiments_have_the_papers_counts(experiment):
 
 
 @pytest.mark.parametrize("s, d", [(10, 5), (20, 5), (20, 3)])
-def test_a_ratio_above_the_channels_leaves_one_intrinsic_map(s, d):
+def test_a_ratio_above_the_channels_of_a_layer_leaves_it_one_intrinsic_map(s, d):
     with torch.device("meta"):
         model = ghostnet.build_network(Constants(ratio=s, dw_kernel_size=d))
         ordinary = ghostnet.ResNet(56)
@@ -214,12 +243,6 @@ def test_a_ratio_above_the_channels_leaves_one_intrinsic_map(s, d):
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
     ghosts = [module for module in model.modules() if isinstance(module, GhostModule)]
     assert len(ghosts) == 57
-
-
-def test_only_depths_of_6n_plus_2_are_resnets():
-    for depth in (2, 18, 55):
-        with pytest.raises(ValueError, match="6n"):
-            ghostnet.ResNet(depth)
 
 
 @pytest.mark.parametrize("s, d, k", [*itertools.product([2, 3, 4], [1, 3, 5], [1, 3])])
@@ -277,21 +300,52 @@ CONVERSIONS = {
     "compile": lambda module, x: torch.compile(module, fullgraph=True),
     "export": exported,
     "trace": torch.jit.trace,
+    "script": lambda module, x: torch.jit.script(module),
     "onnx": onnx_session,
 }
 
 
-@pytest.mark.parametrize("convert", CONVERSIONS.values(), ids=CONVERSIONS)
+@pytest.mark.parametrize(
+    "convert, ratio, out_channels", [*((how, 3, 7) for how in CONVERSIONS), ("script", 1, 7), ("script", 2, 8)]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_converted_module_computes_the_same_on_another_batch(convert):
-    module, x = seeded(GhostModule(3, 7, 3, stride=2, padding=1, ratio=3), 4, 3, 6, 6)
+def test_converted_module_computes_the_same_on_another_batch(convert, ratio, out_channels):
+    module, x = seeded(GhostModule(3, out_channels, 3, stride=2, padding=1, ratio=ratio), 4, 3, 6, 6)
     module.eval()
-    converted = convert(module, x[:2])
+    converted = CONVERSIONS[convert](module, x[:2])
     with torch.inference_mode():
         torch.testing.assert_close(converted(x), module(x), rtol=1e-4, atol=1e-4)
 
 
 # ----------------------------------------------------------------------------------------------------- arguments
+
+
+READ = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]  # of convolutions
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("ratio", [1, 4])
+def test_module_has_the_attributes_of_the_convolution_that_it_replaces(geometry, groups, ratio):
+    arguments = {"in_channels": 3, "out_channels": 15, "groups": groups} | geometry
+    conv, module = nn.Conv2d(**arguments), GhostModule(**arguments, ratio=ratio)
+    assert [getattr(module, name) for name in READ] == [getattr(conv, name) for name in READ]
+
+
+@pytest.mark.parametrize(
+    "groups, out_channels, ratio, clamped", [(1, 1, 2, 1), (1, 3, 5, 3), (2, 6, 4, 3), (3, 3, 2, 1)]
+)
+def test_ratio_is_at_most_the_maps_of_a_group(groups, out_channels, ratio, clamped):
+    module = GhostModule(6, out_channels, 3, groups=groups, ratio=ratio)
+    assert (module.ratio, module.primary_conv.out_channels) == (clamped, groups)
+    assert (module.cheap_operation is None) == (clamped == 1)
+    assert module(torch.zeros(1, 6, 5, 5)).shape[1] == out_channels
+
+
+def test_integers_of_numpy_are_integers():
+    modules = [GhostModule(3, 9, 3, ratio=kind(3), dw_kernel_size=kind(5)) for kind in (int, np.int64, np.uint8)]
+    assert len({str(module) for module in modules}) == 1
+    assert {(type(module.ratio), type(module.dw_kernel_size)) for module in modules} == {(int, int)}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""Training against plain torch: the schedules, and one epoch against a loop written out here."""
+"""Training against plain torch: the schedules, whole runs against a loop written out here, and what a run prints."""
 
 import copy
-import itertools
 import math
 
 import pytest
@@ -12,30 +11,37 @@ import ghostnet
 from ghostnet import Arguments, Constants
 
 
-def arguments(folder, **options):
-    return Arguments(checkpoint_dir=folder, image_dir=folder, device="cpu", **options)
+@pytest.fixture
+def few(data):
+    """The tiny data set with 40 training images and 10 test images, a view of each per test."""
+    few = copy.copy(data)
+    few.train_images, few.train_labels = data.train_images[:40], data.train_labels[:40]
+    few.test_images, few.test_labels = data.test_images[:10], data.test_labels[:10]
+    return few
+
+
+def train(path, constants, data, precision=torch.float32):
+    return ghostnet.train(path, constants, data, precision, Arguments())
+
+
+# ------------------------------------------------------------------------------------------------------ schedules
 
 
 @pytest.mark.parametrize(
     ("constants", "expected"),
     [
-        (Constants(), lambda e: 0.05 * (1 + math.cos(math.pi * e / 200))),
-        (Constants(epochs=30, lr=0.4), lambda e: 0.2 * (1 + math.cos(math.pi * e / 30))),
-        (Constants(schedule="multistep"), lambda e: 0.1 * 0.1 ** ((e >= 100) + (e >= 150))),
+        (Constants(), lambda e: 0.05 * (1 + math.cos(math.pi * (e - 1) / 200))),
+        (Constants(epochs=30, lr=0.4), lambda e: 0.2 * (1 + math.cos(math.pi * (e - 1) / 30))),
+        (Constants(schedule="multistep"), lambda e: 0.1 if e <= 100 else 0.01 if e <= 150 else 0.001),
+        (Constants(schedule="multistep", milestones=(), epochs=3), lambda e: 0.1),
         (
             Constants(schedule="multistep", milestones=(3, 5, 9), epochs=12),
-            lambda e: 0.1 ** (1 + sum(e >= m for m in (3, 5, 9))),
-        ),
-        (Constants(epochs=4, lr=0.6, warmup_epochs=2), [0.2, 0.4, 0.6, 0.3].__getitem__),
-        (Constants(epochs=6, warmup_epochs=4), [0.02, 0.04, 0.06, 0.08, 0.1, 0.05].__getitem__),
-        (
-            Constants(schedule="multistep", epochs=4, warmup_epochs=1, milestones=(3,)),
-            [0.05, 0.1, 0.1, 0.01].__getitem__,
+            lambda e: 0.1 ** (1 + sum(e > m for m in (3, 5, 9))),
         ),
     ],
 )
 def test_schedules_follow_their_closed_forms(constants, expected):
-    for epoch in range(constants.epochs):
+    for epoch in range(1, constants.epochs + 1):
         assert ghostnet.learning_rate(constants, epoch) == pytest.approx(expected(epoch), abs=1e-9)
 
 
@@ -47,163 +53,203 @@ def test_schedules_are_those_of_torch(schedule):
         if schedule == "cosine"
         else torch.optim.lr_scheduler.MultiStepLR(optimizer, [100, 150])
     )
-    for epoch in range(200):
+    for epoch in range(1, 201):
         ours = ghostnet.learning_rate(Constants(schedule=schedule), epoch)
         assert ours == pytest.approx(scheduler.get_last_lr()[0], abs=1e-9)
         optimizer.step()
         scheduler.step()
 
 
+# ----------------------------------------------------------------------------------------------------- whole runs
+
+
 def plain_training(data, c):
-    """The same run as a loop of plain steps: NCHW, unfused SGD, crops and squares by slicing, no autocast."""
-    torch.manual_seed(c.seed)
-    model = ghostnet.build_network(c)
-    ghostnet.initialize(model, c.initialization)
-    groups = {c.weight_decay: [], 0.0: []}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            exempt = not c.decay_norm_and_bias and (name == "bias" or isinstance(module, torch.nn.BatchNorm2d))
-            groups[0.0 if exempt else c.weight_decay].append(parameter)
-    groups = [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
-    optimizer = torch.optim.SGD(groups, c.lr, c.momentum, nesterov=c.nesterov, foreach=False)
-    average = {name: value.clone().float() for name, value in model.state_dict().items()}
-    losses = []
-    for epoch in range(c.epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = c.lr * (1 + math.cos(math.pi * epoch / c.epochs)) / 2
-        plan = data.epoch_plan(c.cutout > 0)
+    """The same run as a loop of plain steps; weights before and after, momentum, last epoch's loss and accuracy.
+
+    Rounding grows without bound in these networks, so the arithmetic of image and update is ours, to the bit.
+    """
+    torch.manual_seed(10**6 * c.seed)
+    model = ghostnet.build_network(c).to(memory_format=torch.channels_last)
+    before = copy.deepcopy(model.state_dict())
+    options = {"momentum": c.momentum, "nesterov": True, "weight_decay": c.weight_decay, "fused": True}
+    optimizer = torch.optim.SGD(model.parameters(), c.lr, **options)
+    mean, std = (255 * torch.tensor(value).view(3, 1, 1) for value in (ghostnet.MEAN, ghostnet.STD))
+    for epoch in range(1, c.epochs + 1):
+        torch.manual_seed(10**6 * c.seed + epoch)
+        optimizer.param_groups[0]["lr"] = c.lr * (1 + math.cos(math.pi * (epoch - 1) / c.epochs)) / 2
+        plan, losses, hits = data.epoch_plan(), 0.0, 0
         for start in range(0, len(plan), c.batch_size):
-            images, labels = [], []
-            for index, top, left, mirrored, *centre in plan[start : start + c.batch_size].tolist():
-                image = data.train_images[index, top : top + 32, left : left + 32].permute(2, 0, 1) / 255
-                mean, std = (torch.tensor(v).view(3, 1, 1) for v in (ghostnet.MEAN, ghostnet.STD))
-                image = (image.flip(2) if mirrored else image).sub(mean).div(std)
-                if centre:
-                    y, x = (max(0, coordinate - c.cutout // 2) for coordinate in centre)
-                    bottom, right = (coordinate - c.cutout // 2 + c.cutout for coordinate in centre)
-                    image[:, y:bottom, x:right] = 0
-                images.append(image)
-                labels.append(data.train_labels[index])
-            target = F.one_hot(torch.stack(labels), 10) * (1 - c.label_smoothing) + c.label_smoothing / 10
-            loss = -(F.log_softmax(model(torch.stack(images)), 1) * target).sum(1).mean()
+            images, labels = [], data.train_labels[plan[start : start + c.batch_size, 0]]
+            for index, top, left, mirrored in plan[start : start + c.batch_size].tolist():
+                image = data.train_images[index, top : top + 32, left : left + 32].permute(2, 0, 1)
+                images.append(((image.flip(2) if mirrored else image) - mean) / std)
+            logits = model(torch.stack(images).contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append((loss.item(), len(labels)))
-            for name, value in model.state_dict().items():
-                average[name] = c.ema * average[name] + (1 - c.ema) * value
-    return average, sum(loss * n for loss, n in losses[-3:]) / len(data.train_labels)
+            losses += loss.item() * len(labels)
+            hits += int((logits.argmax(1) == labels).sum())
+    momentum = {name: optimizer.state[parameter]["momentum_buffer"] for name, parameter in model.named_parameters()}
+    return before, model.state_dict(), momentum, losses / len(plan), 100 * hits / len(plan)
 
 
-LEVERS = {
-    "initialization": "he",
-    "nesterov": True,
-    "weight_decay": 0.1,
-    "decay_norm_and_bias": False,
-    "label_smoothing": 0.1,
-    "cutout": 9,
-    "ema": 0.8,
+def distance(ours, theirs, before=None):
+    """Norm of the difference of two states over that of theirs, or over how far theirs has come."""
+
+    def flat(state):
+        return torch.cat([value.float().flatten() for name, value in state.items() if "num_batches" not in name])
+
+    ours, theirs, before = flat(ours), flat(theirs), flat(before) if before else 0
+    return ((ours - theirs).norm() / (theirs - before).norm()).item()
+
+
+RUNS = {
+    "resnet": Constants(network="resnet32", epochs=2, batch_size=16, weight_decay=0.1, seed=3),
+    "dropout": Constants(network="vgg16", epochs=2, batch_size=16, lr=0.01),
 }
 
 
-@pytest.mark.parametrize("levers", [{}, LEVERS])
-def test_a_run_equals_a_plain_loop_and_its_file_holds_rounded_weights(data, tmp_path, levers):
-    constants = Constants(epochs=2, lr=0.001, **levers)
-    finished = ghostnet.train("run", constants, data, arguments(tmp_path, precision="float32"))
-    weights, loss = plain_training(data, constants)
-    assert finished["history"][-1]["loss"] == pytest.approx(loss, rel=1e-3)
-    assert [record["lr"] for record in finished["history"]] == pytest.approx([0.001, 0.0005])
-    assert all(v.dtype == torch.float16 for v in finished["model"].values() if v.is_floating_point())
-    theirs = torch.cat([v.flatten() for k, v in weights.items() if "num_batches" not in k])
-    ours = torch.cat([v.float().flatten() for k, v in finished["model"].items() if "num_batches" not in k])
-    assert (ours - theirs).norm() / theirs.norm() < 2e-3  # float16 alone makes 3e-4
+@pytest.mark.parametrize("constants", RUNS.values(), ids=RUNS)
+def test_a_run_equals_a_plain_loop_and_its_file_holds_float16_weights_and_no_momentum(few, tmp_path, constants):
+    finished = train(tmp_path / "run.pth", constants, few)
+    before, weights, _, loss, hits = plain_training(few, constants)
+    assert finished.history["loss"][-1] == pytest.approx(loss, rel=1e-4)
+    assert finished.history["train_accuracy"][-1] == pytest.approx(hits, abs=1e-4)
+    assert distance(finished.model, weights, before) < 1e-2  # float16 alone makes 3e-3
 
-    rounded = ghostnet.load_network(tmp_path / "run.pth", finished, torch.device("cpu")).eval()
-    images = data.normalize(data.test_images)
-    views = {"accuracy": rounded(images), "mirrored_accuracy": rounded(images) + rounded(images.flip(3))}
-    for key, logits in views.items():
-        hits = logits.argmax(1) == data.test_labels
-        assert finished[key] == pytest.approx(100 * hits.float().mean().item(), abs=1e-4)
-        assert ghostnet.evaluate(rounded, data, mirrored=key != "accuracy") == finished[key]
+    file = torch.load(tmp_path / "run.pth", weights_only=True)
+    assert file["momentum"] == {}
+    assert all(value.dtype == torch.float16 for value in file["model"].values() if value.is_floating_point())
+    rounded = ghostnet.build_network(constants).half()
+    rounded.load_state_dict(file["model"])
+    logits = rounded.float().eval()(few.normalize(few.test_images))
+    accuracy = 100 * (logits.argmax(1) == few.test_labels).float().mean().item()
+    assert file["history"]["test_accuracy"][-1] == finished.accuracy == pytest.approx(accuracy, abs=1e-4)
 
 
-@pytest.mark.parametrize("how", ["he", "he_zero"])
-def test_he_initialization_has_its_deviation_in_every_convolution(how):
-    torch.manual_seed(0)
-    model = ghostnet.build_network(Constants(network="resnet20", ratio=4))
-    ghostnet.initialize(model, how)
-    for name, conv in model.named_modules():
-        if isinstance(conv, torch.nn.Conv2d):
-            # of one input map, by torch's own rule: a depthwise kernel feeds the ghosts of its map and no others
-            alone = torch.empty(conv.out_channels // conv.groups, 1, *conv.kernel_size)
-            std = torch.nn.init.calculate_gain("relu") / torch.nn.init._calculate_fan_in_and_fan_out(alone)[1] ** 0.5
-            assert conv.weight.std().item() == pytest.approx(std, rel=6 / (2 * conv.weight.numel()) ** 0.5), name
-    x = torch.randn(2, 16, 8, 8)
-    block = model.blocks[0].train()
-    assert torch.equal(block(x), x.relu()) == (how == "he_zero")
+class Killed(BaseException):
+    pass
 
 
-def test_default_initialization_is_that_of_torch():
-    torch.manual_seed(0)
-    model = ghostnet.build_network(Constants(network="resnet20"))
-    before = copy.deepcopy(model.state_dict())
-    ghostnet.initialize(model, "default")
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+def interrupted(path, constants, data, epoch, patch):
+    """Train until this epoch begins and return what is saved."""
+    whole = ghostnet.Trainer.epoch
+
+    def until(trainer, number, title):
+        if number == epoch:
+            raise Killed
+        return whole(trainer, number, title)
+
+    with patch.context() as patched, pytest.raises(Killed):
+        patched.setattr(ghostnet.Trainer, "epoch", until)
+        train(path, constants, data)
+    return ghostnet.read_checkpoint(path)
 
 
-def test_a_run_with_images_held_out_neither_trains_on_them_nor_looks_at_the_test_set(data, tmp_path):
-    constants = Constants(network="resnet20", epochs=1, holdout=60, lr=0.01)
-    part = data.hold_out(60)
-    blind = copy.copy(data)
-    blind.test_images, blind.test_labels = None, None
-    finished = ghostnet.train("run", constants, blind.hold_out(60), arguments(tmp_path, precision="float32"))
-    rounded = ghostnet.load_network(tmp_path / "run.pth", finished, torch.device("cpu")).eval()
-    held = data.train_images[240:, 4:36, 4:36]
-    hits = rounded(data.normalize(held)).argmax(1) == data.train_labels[240:]
-    assert finished["accuracy"] == pytest.approx(100 * hits.float().mean().item(), abs=1e-4)
-    assert sorted(part.epoch_plan()[:, 0].tolist()) == list(range(240))
-    assert torch.equal(part.train_images, data.train_images[:240])
-    assert torch.equal(part.train_labels, data.train_labels[:240])
+@pytest.mark.parametrize("constants", RUNS.values(), ids=RUNS)
+def test_an_interrupted_run_goes_on_as_the_uninterrupted_one_to_the_bit(few, tmp_path, monkeypatch, constants):
+    constants = ghostnet.replace(constants, epochs=3)
+    half = interrupted(tmp_path / "half.pth", constants, few, 3, monkeypatch)
+    monkeypatch.setattr(ghostnet, "SAVE_SECONDS", 0)
+    assert half.epochs in (1, 2)  # the second is saved where it took long enough
+    torch.manual_seed(99)  # of another process
+    resumed = train(tmp_path / "half.pth", constants, few)
+    whole = train(tmp_path / "whole.pth", constants, few)
+    for name in ("loss", "train_accuracy", "test_accuracy"):
+        assert resumed.history[name] == whole.history[name]
+    assert resumed.model.keys() == whole.model.keys()
+    assert all(torch.equal(resumed.model[name], value) for name, value in whole.model.items())
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_training_stays_near_float32(data, tmp_path, precision):
-    few = copy.copy(data)  # a CPU emulates float16, slowly
-    few.train_images, few.train_labels = data.train_images[:32], data.train_labels[:32]
-    few.test_images, few.test_labels = data.test_images[:10], data.test_labels[:10]
+def test_an_unfinished_file_holds_weights_and_momentum_in_float32(few, tmp_path, monkeypatch):
+    constants = ghostnet.replace(RUNS["resnet"], epochs=2)
+    half = interrupted(tmp_path / "run.pth", constants, few, 2, monkeypatch)
+    assert half.epochs == 1 and not half.finished
+    first = ghostnet.replace(constants, epochs=1)  # the rate of a first epoch is the same, however many follow
+    before, weights, momentum, *_ = plain_training(few, first)
+    assert distance(half.model, weights, before) < 1e-4
+    assert half.momentum.keys() == momentum.keys() and distance(half.momentum, momentum) < 1e-4
+    assert all(value.dtype == torch.float32 for value in half.momentum.values())
+
+
+def test_seeds_differ_and_every_epoch_of_one_draws_its_own_numbers(few, monkeypatch):
+    monkeypatch.setitem(ghostnet.NETWORKS, "resnet56", lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)))
+    plans = []
+    monkeypatch.setattr(ghostnet.Trainer, "take_step", lambda trainer, plan: plans.append(plan))
+    for seed in (0, 1):
+        trainer = ghostnet.Trainer(Constants(seed=seed), few, torch.float32)
+        for epoch in (1, 2, 1):
+            trainer.epoch(epoch, "")
+    first, second, again, *others = plans
+    assert torch.equal(first, again)
+    assert not any(torch.equal(first, plan) for plan in (second, *others))
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_half_precision_training_stays_near_float32(few, tmp_path, precision):
+    constants = Constants(network="resnet32", epochs=1, lr=0.001)  # a CPU emulates float16, slowly
     losses = {}
-    for name in ("float32", precision):
-        run = ghostnet.train(name, Constants(epochs=1, lr=0.001), few, arguments(tmp_path, precision=name))
-        assert run["precision"] == name
-        losses[name] = run["history"][0]["loss"]
-    assert losses[precision] == pytest.approx(losses["float32"], rel=0.02)
+    for kind in (torch.float32, precision):
+        run = train(tmp_path / f"{kind}.pth", constants, few, kind)
+        assert str(kind).removeprefix("torch.") in run.trained_on
+        losses[kind] = run.history["loss"][0]
+    assert losses[precision] == pytest.approx(losses[torch.float32], rel=0.02)
 
 
-def test_only_a_run_of_hours_says_how_long_it_will_take(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ghostnet.Cifar10, "epoch_plan", lambda *_: torch.zeros(2, 4, dtype=torch.long))
+def test_a_loss_that_is_not_finite_ends_the_run_and_the_file_keeps_the_last_good_epoch(few, tmp_path, monkeypatch):
+    path = tmp_path / "run.pth"
+    interrupted(path, RUNS["resnet"], few, 2, monkeypatch)
+    good = path.read_bytes()
+    monkeypatch.setattr(ghostnet, "learning_rate", lambda *_: 1e30)
+    with pytest.raises(ghostnet.UserError, match="not finite in epoch 2.*--lr"):
+        train(path, RUNS["resnet"], few)
+    assert path.read_bytes() == good
+
+
+# -------------------------------------------------------------------------------------------------- time and saves
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock on which the first epoch in a process takes 1000 seconds and each other as many as its item says."""
+    clock = {"now": 0.0, "epoch": 10.0}
+
+    def epoch(trainer, number, _title):
+        clock["now"] += 1000.0 if trainer is not clock.get("trainer") else clock["epoch"]
+        clock["trainer"] = trainer
+        return 1.0, 10.0
+
+    monkeypatch.setattr(ghostnet.time, "perf_counter", lambda: clock["now"])
+    monkeypatch.setattr(ghostnet.Trainer, "epoch", epoch)
     monkeypatch.setattr(ghostnet, "evaluate", lambda *_, **__: 10.0)
-    clock = iter(range(0, 10**6, 2000))
-    monkeypatch.setattr(ghostnet.time, "perf_counter", lambda: next(clock))
-    ghostnet.train("hours", Constants(epochs=2), data, arguments(tmp_path))
-    assert "2 epochs take about 1.1 h here" in capsys.readouterr().out
-    clock = iter(range(0, 10**6, 2))
-    ghostnet.train("seconds", Constants(epochs=2), data, arguments(tmp_path))
-    assert "take about" not in capsys.readouterr().out
+    return clock
 
 
-def test_short_epochs_are_saved_every_few_seconds_and_the_last_always(data, tmp_path, monkeypatch):
-    clock, saves, write = itertools.count(), [], ghostnet.write_atomically
+def test_time_left_is_never_told_by_the_first_epoch_of_a_process(few, tmp_path, monkeypatch, capsys, clock):
+    constants = Constants(network="resnet32", epochs=6)
+    interrupted(tmp_path / "run.pth", constants, few, 4, monkeypatch)
+    train(tmp_path / "run.pth", constants, few)
+    out = [line for line in capsys.readouterr().out.splitlines() if ": epoch " in line or "epochs take" in line]
+    fourth = next(i for i, line in enumerate(out) if "epoch 4/6" in line or "epoch 2/6" in line and i > 1)
+    for process in (out[:fourth], out[fourth:]):
+        first, second, estimate, *others = process
+        assert "left" not in first
+        assert second.endswith(" left") and "6 epochs take about 0:01:00 here" in estimate
+        for line in (second, *others):
+            epoch = int(line.split("epoch ")[1].split("/")[0])
+            assert line.endswith(f", 0:00:{10 * (6 - epoch):02} left")
+
+
+def test_short_epochs_are_saved_every_few_seconds_and_the_last_always(few, tmp_path, monkeypatch, clock):
+    saved, write = [], ghostnet.write_atomically
 
     def write_and_note(path, save):
         write(path, save)
-        checkpoint = ghostnet.read_checkpoint(path)
-        saves.append((len(checkpoint["history"]), next(clock)))
+        saved.append(ghostnet.read_checkpoint(path).epochs)
 
-    monkeypatch.setattr(ghostnet.time, "perf_counter", lambda: next(clock))  # a second passes between any two looks
-    monkeypatch.setattr(ghostnet.Cifar10, "epoch_plan", lambda *_: torch.zeros(2, 4, dtype=torch.long))
-    monkeypatch.setattr(ghostnet, "evaluate", lambda *_, **__: 10.0)
+    clock["epoch"] = 3.0
+    monkeypatch.setattr(ghostnet, "SAVE_SECONDS", 10)
     monkeypatch.setattr(ghostnet, "write_atomically", write_and_note)
-    ghostnet.train("run", Constants(network="resnet20", epochs=11), data, arguments(tmp_path))
-    epochs, times = zip(*saves, strict=True)
-    assert epochs[0] == 1 and epochs[-1] == 11 and 3 <= len(epochs) < 8
-    assert all(b - a >= 10 for a, b in itertools.pairwise(times[:-1]))
+    train(tmp_path / "run.pth", Constants(network="resnet32", epochs=11), few)
+    assert saved == [1, 5, 9, 11]  # 12 seconds apart, the first multiple of 3 from 10
