@@ -462,13 +462,13 @@ class Trainer:
 
     def record(self) -> None:
         """Record the step as a CUDA graph: these networks are bound by kernel launches, and a graph launches once."""
+        self.model.train()
         self.graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads may go on
                 self.step(self.plan)
         except RuntimeError as error:  # what this leaves behind is not to be trained on
-            reason = str(error).partition("\n")[0]
-            complain(f"the step cannot be recorded as a CUDA graph ({reason}): continue with --no-cuda-graph")
+            complain(f"the step cannot be recorded as a CUDA graph ({str(error):.99}): continue with --no-cuda-graph")
             sys.exit(2)
 
     def take_step(self, plan: Tensor) -> None:
@@ -506,11 +506,11 @@ def train(path: Path, constants: Constants, data: Cifar10, precision: torch.dtyp
             buffer.copy_(checkpoint.momentum[name])
     model, first, due = trainer.model, len(history["loss"]) + 1, -math.inf
     for epoch in range(first, constants.epochs + 1):
+        if epoch == first + 1 and trainer.device.type == "cuda" and arguments.cuda_graph:
+            trainer.record()  # cudnn has chosen its kernels by now
         start, finished = time.perf_counter(), epoch == constants.epochs
         loss, train_accuracy = trainer.epoch(epoch, f"{run} {epoch}/{constants.epochs}")
         speed = len(data.train_labels) / (time.perf_counter() - start)
-        if epoch == first and trainer.device.type == "cuda" and arguments.cuda_graph:
-            trainer.record()  # cudnn has chosen its kernels by now
         if finished:
             model.half().float()  # the file will hold float16: what is measured is what that can do
         norm = torch.nn.utils.get_total_norm([value for value in model.state_dict().values() if value.ndim > 0])
