@@ -468,7 +468,7 @@ class Trainer:
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads may go on
                 self.step(self.plan)
         except RuntimeError as error:  # what this leaves behind is not to be trained on
-            complain(f"the step cannot be recorded as a CUDA graph ({str(error):.99}): continue with --no-cuda-graph")
+            complain(f"the step cannot be recorded as a CUDA graph ({error!s:.99}): continue with --no-cuda-graph")
             sys.exit(2)
 
     def take_step(self, plan: Tensor) -> None:
