@@ -1,6 +1,6 @@
 """How much ghostnet.py survives on this machine: one Markdown table, and exit code 1 if anything was lost.
 
-    python benchmarks/reliability.py                          a few minutes on two cores
+    python benchmarks/reliability.py                          about ten minutes on two cores
     python benchmarks/reliability.py --kills 200 --flips 5000
 
 Three runs are trained for 20 epochs (or as many as --kills) on a tiny CIFAR-10: uninterrupted, and at the same time by
@@ -8,9 +8,14 @@ one command that SIGKILL ends again and again, by turns at a random moment and i
 before it is synced and before it is renamed. A kill is survived if all checkpoints load after it with no epoch less. At
 the end all must equal the uninterrupted runs to the bit, without the measured seconds.
 
+A start without data is killed while it unpacks them, which is survived if the next start finishes; and two processes
+start at once without data.
+
 Then one bit of a checkpoint is flipped, which is survived if the file is refused by one line or loads to the same
-tensors. Damaged files (cut, without a part, of another network) and hostile ones (pickles that run code) must be
-refused by one line. Random command lines must give runs or one line.
+tensors. Damaged files (cut, without a part, of another network) and hostile ones (pickles that run code, archives that
+take gigabytes) must be refused by one line. Values within a half-trained and a finished checkpoint are replaced by ones
+of other kinds, all constants and histories by each of them, and some tensors: each file must be refused by one line and stay as
+it is, or end as the true one to the bit, in a process of its own. Random command lines must give runs or one line.
 
 Memory growth is that of an epoch's peak resident set in an uninterrupted run, from the median of the first third of the
 epochs to that of the last. A tenth of the latter counts as lost. It is read from /proc, so this needs Linux.
@@ -24,33 +29,44 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGINT, SIGKILL, SIGTERM
 from statistics import median
 
+import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from harness import (
     PLACES,
     Script,
+    accept_any_checksum,
+    edited,
+    edits,
+    few_images,
     ghostnet,
+    hostile_archives,
     hostile_files,
     is_one_line,
     random_arguments,
     random_flips,
+    real_files,
     refusal,
     result,
     same,
+    saved,
     survives_flip,
+    tried,
     try_command_line,
     wait_for_epoch,
+    write_archive,
     write_tiny_cifar10,
 )
 
 RUNS = ["gr_cosine", "resnet56", "gv_cosine"]
 FEW = ["--batch-size", "10", "--lr", "0.01"]
+DYING = Path(__file__).resolve().parent.parent / "tests" / "dying.py"
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,10 @@ class Arguments:
     """SIGKILLs, half of them inside a save"""
     flips: int = 500
     """single bits of a checkpoint, each flipped in a copy"""
+    edits: int = 100
+    """edited tensors in each of three checkpoints; all other values are edited in all ways in one of them"""
+    downloads: int = 12
+    """kills while the data are unpacked"""
     command_lines: int = 300
     """random command lines"""
     seed: int = 0
@@ -90,7 +110,7 @@ def epochs_held(script: Script) -> dict[str, float]:
     held = {}
     for path in script.checkpoints.glob("*.pth"):
         try:
-            held[path.name] = len(ghostnet.read_checkpoint(path)["history"])
+            held[path.name] = ghostnet.read_checkpoint(path).epochs
         except ghostnet.UserError:
             held[path.name] = math.nan
     return held
@@ -101,7 +121,7 @@ def soak(script: Script, command: list[str], kills: int, rng: random.Random, tal
     for number in range(kills):
         before = epochs_held(script)
         if number % 2:
-            process = script.run_and_die(rng.choice(PLACES), *command)
+            process = script.run(*command, launcher=[DYING, rng.choice(PLACES), ".pth"])
         else:
             process = script.start(*command)
             for _ in range(rng.randint(0, 2)):
@@ -131,6 +151,57 @@ def memory_growth(process: subprocess.Popen, epochs: int) -> tuple[float, float]
     process.communicate()
     first, last = median(peaks[: epochs // 3]), median(peaks[-(epochs // 3) :])
     return last - first, last
+
+
+def first_starts(folder: Path, data_dir: Path, number: int, tally: Tally) -> None:
+    """Start without data: killed while unpacking and started again; and two at once."""
+    archive, command = write_archive(data_dir, folder / "archive.tar"), ["gr_cosine", "--epochs", "1", *FEW]
+    trained = Script(folder / "first", folder / "first" / "data")
+    trained.folder.mkdir()
+    trained.download(archive, 0, *command).wait()
+
+    def script(number, data):
+        script = Script(folder / f"start{number}", folder / data)
+        script.checkpoints.mkdir(parents=True)
+        for path in trained.checkpoints.glob("*.pth"):  # which is evaluated: that is quick
+            (script.checkpoints / path.name).write_bytes(path.read_bytes())
+        return script
+
+    for i in range(number):
+        started = script(i, f"data{i}")
+        process = started.download(archive, 60, *command)
+        unpacking = process.wait_for("unpacking")
+        process.send_signal((SIGKILL, SIGINT, SIGTERM)[i % 3])
+        process.wait()
+        again = started.download(archive, 0, *command).wait()
+        whole = again.returncode == 0 and not again.stderr and "test accuracy" in again.stdout
+        tally.add("kill while unpacking, then a start", unpacking and whole)
+    for i in range(number // 3):
+        first = script(f"{i}a", f"shared{i}").download(archive, 1, *command)
+        second = script(f"{i}b", f"shared{i}").download(archive, 1, *command)
+        for process in (first.wait(), second.wait()):
+            whole = process.returncode == 0 and not process.stderr and "test accuracy" in process.stdout
+            tally.add("process of two at the first start", whole)
+
+
+def edit(folder: Path, data_dir: Path, number: int, rng: random.Random, tally: Tally) -> None:
+    """Edit contents of real checkpoints and try what comes of it: all that is no tensor in all ways, else by chance."""
+    data, path = few_images(ghostnet.Cifar10(data_dir, torch.device("cpu"))), folder / "edited.pth"
+    for run, plain in (("resnet32", None), ("gr_cosine", number)):
+        (folder / run).mkdir()
+        files = real_files(folder / run, replace(ghostnet.EXPERIMENTS[run], epochs=2), data)
+        if plain is None:
+            del files["finished"]
+        for kind, (whole, use) in files.items():
+            checkpoint, lies = torch.load(whole, weights_only=True), hostile_archives(whole)
+            pairs = edits(checkpoint, plain, number, rng)
+            for what in [*pairs, *lies]:
+                content = lies[what] if what in lies else saved(edited(checkpoint, *what))
+                answer = tried(content, path, use)
+                row = "archive that lies" if what in lies else f"edited value in a {kind} file"
+                tally.add(row, answer in ("refused", "equal"))
+                if answer not in ("refused", "equal"):
+                    say(f"{run}, {row}, {what}: {answer}")
 
 
 def say(text: str) -> None:
@@ -178,6 +249,13 @@ def main(arguments: Arguments) -> int:
         largest = f"memory growth, at most {max(growths)[0]:.1f} MiB"
         for growth, peak in growths:
             tally.add(largest, growth < peak / 10)
+
+        torch.set_num_threads(1)  # as in the processes that are forked
+        say("starting without data")
+        first_starts(folder, data_dir, arguments.downloads, tally)
+        say("editing checkpoints")
+        accept_any_checksum()
+        edit(folder, data_dir, arguments.edits, rng, tally)
     print(tally)
     return 1 if tally.lost else 0
 

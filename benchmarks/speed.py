@@ -166,7 +166,7 @@ class MarkedTrainer(ghostnet.Trainer):
 
 class Benchmark:
     def __init__(self, arguments: Arguments):
-        self.quick, self.turns = arguments.quick, 3 if arguments.quick else 7
+        self.quick, self.turns = arguments.quick, 3 if arguments.quick else 5
         self.device, self.precision = ghostnet.pick_hardware(arguments)
         self.cuda = self.device.type == "cuda"
         self.data = ghostnet.Cifar10(arguments.data_dir, self.device)

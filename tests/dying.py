@@ -1,6 +1,6 @@
-"""Runs a script that dies by SIGKILL inside the first file it saves: when half is written, or before fsync or replace.
+"""Runs a script that dies by SIGKILL inside a save: when half of the file is written, or before fsync or replace.
 
-python tests/dying.py write|fsync|replace SCRIPT ARGUMENTS...
+python tests/dying.py write|fsync|replace .pth|.png SCRIPT ARGUMENTS...
 """
 
 import builtins
@@ -11,7 +11,7 @@ import signal
 import sys
 
 
-def die(*_):
+def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -21,19 +21,30 @@ class HalfWritten(io.FileIO):
         die()
 
 
-def dying_open(path, mode="r", *arguments, _open=open, **options):
-    return HalfWritten(path, mode) if mode == "xb" else _open(path, mode, *arguments, **options)
+def die_at(place, suffix):
+    """Let this process die at this place of its first save of a file with this suffix."""
+    true_open, true_fsync, true_replace = open, os.fsync, os.replace
 
+    def dying_open(path, mode="r", *arguments, **options):
+        dies = mode == "xb" and f"{suffix}." in str(path)  # the file beside
+        return HalfWritten(path, mode) if dies else true_open(path, mode, *arguments, **options)
 
-def die_at(place):
+    def dying_fsync(descriptor):
+        return die() if f"{suffix}." in os.readlink(f"/proc/self/fd/{descriptor}") else true_fsync(descriptor)
+
+    def dying_replace(source, target):
+        return die() if str(target).endswith(suffix) else true_replace(source, target)
+
     if place == "write":
         builtins.open = dying_open
+    elif place == "fsync":
+        os.fsync = dying_fsync
     else:
-        setattr(os, place, die)
+        os.replace = dying_replace
 
 
 if __name__ == "__main__":
-    place, *sys.argv = sys.argv[1:]
+    place, suffix, *sys.argv = sys.argv[1:]
     sys.path[0] = os.path.dirname(sys.argv[0])
-    die_at(place)
+    die_at(place, suffix)
     runpy.run_path(sys.argv[0], run_name="__main__")

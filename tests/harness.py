@@ -154,12 +154,12 @@ class Script:
 
         return Forked(work)
 
-    def run_and_die(self, place, *arguments):
-        """Run until SIGKILL at this place inside the first save."""
+    def run_and_die(self, place, suffix, *arguments):
+        """Run until SIGKILL at this place inside the first save of a file with this suffix."""
 
         def before():
-            accept_any_checksum()
-            die_at(place)
+            accept_any_checksum() if suffix == ".png" else without_summary()
+            die_at(place, suffix)
 
         return self.fork(*arguments, before=before).wait()
 
@@ -275,8 +275,13 @@ def survives_flip(content, position, bit, expected, path):
         return is_one_line(error)
 
 
-def is_one_line(error):
-    return len(str(error).splitlines()) == 1
+def is_one_line(text):
+    """Whether a text, or what the script says of an error, is one line."""
+    if isinstance(text, Exception):
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            ghostnet.complain(str(text))
+        text = said.getvalue()
+    return len(text.splitlines()) == 1
 
 
 class Bomb:

@@ -139,15 +139,6 @@ def test_a_cut_that_would_cut_nothing_is_not_made(out_channels, ratio, groups, c
     assert not any("Copy" in step or "Clone" in step for step in steps)
 
 
-@pytest.mark.parametrize("out_channels, ratio", [(8, 2), (64, 2), (9, 3)])
-def test_depthwise_gradient_has_the_memory_order_of_its_weight(out_channels, ratio):
-    module = GhostModule(3, out_channels, 3, ratio=ratio).to(memory_format=torch.channels_last)
-    out = module(torch.rand(2, 3, 8, 8).to(memory_format=torch.channels_last))
-    weight = module.cheap_operation.weight
-    (gradient,) = torch.autograd.grad(out.square().sum(), [weight])
-    assert gradient.stride() == weight.stride()
-
-
 @pytest.mark.parametrize("dtype, tolerance", [(torch.half, 5e-3), (torch.bfloat16, 4e-2), (torch.double, 1e-5)])
 def test_output_has_the_dtype_of_the_module_and_the_values_of_float32(dtype, tolerance):
     module = GhostModule(3, 7, 3, padding=1, dtype=dtype)
