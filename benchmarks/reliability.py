@@ -12,15 +12,17 @@ A start without data is killed while it unpacks them, which is survived if the n
 start at once without data.
 
 Then one bit of a checkpoint is flipped, which is survived if the file is refused by one line or loads to the same
-tensors. Damaged files (cut, without a part, of another network) and hostile ones (pickles that run code, archives that
-take gigabytes) must be refused by one line. Values within a half-trained and a finished checkpoint are replaced by ones
-of other kinds, all constants and histories by each of them, and some tensors: each file must be refused by one line and stay as
-it is, or end as the true one to the bit, in a process of its own. Random command lines must give runs or one line.
+tensors. Damaged files (cut, without a part, of another network) and hostile ones (pickles that run code) must be
+refused by one line. Values in half-trained and finished checkpoints are replaced by ones of other kinds: constants and
+histories by each of them, tensors by some. Such a file, and an archive that lies about its sizes, must be refused by
+one line and stay as it is, or end as the true one to the bit, in a process of its own and without taking a gigabyte.
+Random command lines must give runs or one line.
 
 Memory growth is that of an epoch's peak resident set in an uninterrupted run, from the median of the first third of the
 epochs to that of the last. A tenth of the latter counts as lost. It is read from /proc, so this needs Linux.
 """
 
+import contextlib
 import math
 import random
 import re
@@ -189,7 +191,8 @@ def edit(folder: Path, data_dir: Path, number: int, rng: random.Random, tally: T
     data, path = few_images(ghostnet.Cifar10(data_dir, torch.device("cpu"))), folder / "edited.pth"
     for run, plain in (("resnet32", None), ("gr_cosine", number)):
         (folder / run).mkdir()
-        files = real_files(folder / run, replace(ghostnet.EXPERIMENTS[run], epochs=2), data)
+        with contextlib.redirect_stdout(sys.stderr):
+            files = real_files(folder / run, replace(ghostnet.EXPERIMENTS[run], epochs=2), data)
         if plain is None:
             del files["finished"]
         for kind, (whole, use) in files.items():

@@ -225,7 +225,7 @@ def real_files(folder, constants, data):
         checkpoint.network(torch.device("cpu"))
         return "equal" if same(dataclasses.asdict(checkpoint), holds) else "different"
 
-    return {"half": (half, use_half), "finished": (finished, use_finished)}
+    return {"half-trained": (half, use_half), "finished": (finished, use_finished)}
 
 
 # ---------------------------------------------------------------------------------------------------- comparisons

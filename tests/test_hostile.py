@@ -60,7 +60,7 @@ def files(folder):
 # -------------------------------------------------------------------------------------------------------- contents
 
 
-@pytest.mark.parametrize(("kind", "number"), [("half", 50), ("finished", 25)])
+@pytest.mark.parametrize(("kind", "number"), [("half-trained", 50), ("finished", 25)])
 def test_an_edited_value_is_refused_or_changes_nothing(kind, number, uses, tmp_path):
     whole, use = uses[kind]
     path, checkpoint = tmp_path / whole.name, torch.load(whole, weights_only=True)
@@ -69,13 +69,13 @@ def test_an_edited_value_is_refused_or_changes_nothing(kind, number, uses, tmp_p
     answers = {pair: tried(saved(edited(checkpoint, *pair)), path, use) for pair in pairs}
     assert {pair: answer for pair, answer in answers.items() if answer not in ("refused", "equal")} == {}
     assert len(answers) >= 2 * number - 1
-    if kind == "half":
+    if kind == "half-trained":
         assert {kind for _, kind in answers} >= STRANGE.keys()
         assert {place[0] for place, _ in answers if place} == checkpoint.keys()
 
 
 def test_an_archive_that_lies_takes_no_memory(uses, tmp_path):
-    whole, use = uses["half"]
+    whole, use = uses["half-trained"]
     archives = hostile_archives(whole)
     answers = {name: tried(archive, tmp_path / whole.name, use) for name, archive in archives.items()}
     harmless = {"hides what unpacks to a gigabyte", "hides such a pickle", "a state_dict with an attribute"}
@@ -106,7 +106,7 @@ def test_hostile_and_damaged_files_are_refused(finished, tmp_path, recwarn):
     assert marker.exists()  # the code was there
 
 
-@pytest.mark.parametrize("kind", ["finished", "half"])
+@pytest.mark.parametrize("kind", ["finished", "half-trained"])
 def test_a_flipped_bit_is_refused_or_changes_nothing(kind, uses, tmp_path):
     whole, _ = uses[kind]
     content, expected = whole.read_bytes(), ghostnet.read_checkpoint(whole)
@@ -131,7 +131,7 @@ def script(tmp_path, tiny_data_dir, finished):
 
 
 def test_each_bad_run_costs_one_line_and_the_others_are_shown(script, uses):
-    checkpoint = torch.load(uses["half"][0], weights_only=True)
+    checkpoint = torch.load(uses["half-trained"][0], weights_only=True)
     kinds = ["None", "a nested tuple", "sparse", "not a number", "a smaller tensor", "expanded to a terabyte"]
     places = [("momentum", "fc.bias"), ("constants", "network"), ("model", "fc.bias"), ("history", "loss", 0)]
     for seed, (place, kind) in enumerate(zip(itertools.cycle(places), kinds), 10):
