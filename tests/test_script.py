@@ -4,11 +4,12 @@ import io
 import re
 import sys
 from contextlib import redirect_stdout
+from signal import SIGTERM
 
 import matplotlib.image
 import pytest
 import torch
-from harness import few_images, train, wait_for_epoch
+from harness import few_images, train, without_summary
 
 import ghostnet
 from ghostnet import Checkpoint, Constants
@@ -58,7 +59,7 @@ def test_the_bare_command_trains_reports_draws_and_the_next_one_only_evaluates(s
         assert width > 1.5 * height > 600
 
     before = {path: path.read_bytes() for path in script.checkpoints.glob("*.pth")}
-    second = script.run("--epochs", 1)
+    second = script.fork("--epochs", 1).wait()
     assert (second.returncode, second.stderr) == (0, "")
     assert "img/s" not in second.stdout
     assert second.stdout.count("| run ") == 1
@@ -73,38 +74,33 @@ def test_what_is_known_is_shown_before_what_is_missing_is_trained(script, data):
     script.checkpoints.mkdir()
     train(script.checkpoints / "gr_cosine-epochs3.pth", Constants(epochs=3), few_images(data))
     command = ["resnet32", "gr_cosine", "--epochs", 3]
-    process = script.start(*command)
-    known = ""
-    for line in process.stdout:
-        known += line
-        if "epoch 1/3" in line:
-            break
+    process = script.fork(*command)
+    assert process.wait_for("epoch 1/3")
+    known = process.printed()
     assert (script.images / "training_curves.png").exists()
     assert (script.images / "ghost_visualization.png").exists()
-    out, err = process.communicate()
-    assert (process.returncode, err) == (0, "")
+    done = process.wait()
+    assert (done.returncode, done.stderr) == (0, "")
+    out = done.stdout.removeprefix(known)
     order = ["CPU", "param reduction: 1.96x", "gr_cosine-epochs3: test accuracy", "| gr_cosine-epochs3 ", "epoch 1/3"]
     assert [known.index(text) for text in order] == sorted(known.index(text) for text in order)
     assert table(known).keys() == {"gr_cosine-epochs3"}
     assert table(out).keys() == {"gr_cosine-epochs3", "resnet32-epochs3"}
-    lines = [line for line in out.splitlines() if line.startswith("resnet32-epochs3: ")]
     takes = r"resnet32-epochs3: 3 epochs take about 0:\d\d:\d\d here; Ctrl-C stops, the same command continues"
-    assert sum(bool(re.fullmatch(takes, line)) for line in lines) == 1
-    epochs = [line.split(",")[0].removeprefix("resnet32-epochs3: ") for line in lines if ": epoch " in line]
-    assert epochs == ["epoch 2/3", "epoch 3/3"]
-    assert "gr_cosine-epochs3: epoch" not in known + out
+    assert sum(bool(re.fullmatch(takes, line)) for line in done.stdout.splitlines()) == 1
+    epochs = [line.split(",")[0] for line in done.stdout.splitlines() if ": epoch " in line]
+    assert epochs == [f"resnet32-epochs3: epoch {number}/3" for number in (1, 2, 3)]
 
 
-def test_nothing_is_trained_where_a_signal_comes_first_and_the_same_command_continues(script):
-    process = script.start("resnet32", "--epochs", 3)
-    assert wait_for_epoch(process)
-    process.terminate()
-    process.communicate()
-    assert process.returncode == 143
-    again = script.run("resnet32", "--epochs", 3)
+def test_the_same_command_continues_and_shows_how_far_it_was(script):
+    process = script.fork("resnet32", "--epochs", 3, before=without_summary)
+    assert process.wait_for(": epoch 1/3")
+    process.send_signal(SIGTERM)
+    assert process.wait().returncode == 143
+    again = script.fork("resnet32", "--epochs", 3, before=without_summary).wait()
     assert again.returncode == 0
     assert "epoch 1/3" not in again.stdout
-    assert "| 1 of 3 " in again.stdout  # what is known
+    assert re.search(r"\| [12] of 3 ", again.stdout)  # what is known
     assert table(again.stdout)["resnet32-epochs3"]["epochs"] == "3"
 
 
