@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import Script, write_tiny_cifar10
+from harness import Script, few_images, write_tiny_cifar10
 from without_checksums import accept_any_checksum
 
 import ghostnet
@@ -38,3 +38,17 @@ def data(tiny_data_dir):
 @pytest.fixture
 def script(tmp_path, tiny_data_dir):
     return Script(tmp_path, tiny_data_dir)
+
+
+@pytest.fixture(scope="module")
+def few(data):
+    """Images for training inside of this process, with one thread as in the others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield few_images(data)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def fifty_images(tmp_path_factory):
+    return write_tiny_cifar10(tmp_path_factory.mktemp("few"), train=50, test=20)

@@ -284,6 +284,14 @@ def is_one_line(text):
     return len(text.splitlines()) == 1
 
 
+def complaint(process, code):
+    """The one line on stderr of a process that ended with this exit code."""
+    assert process.returncode == code, process.stderr
+    assert process.stderr.startswith("ghostnet.py: ")
+    assert is_one_line(process.stderr)
+    return process.stderr
+
+
 class Bomb:
     """Unpickled, it creates a file."""
 

@@ -24,6 +24,7 @@ from harness import (
     ROOT,
     Forked,
     Script,
+    complaint,
     few_images,
     is_one_line,
     train,
@@ -38,11 +39,6 @@ from ghostnet import Checkpoint, Constants, UserError
 
 EVALUATE = ["gr_cosine", "--epochs", 1]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-
-
-@pytest.fixture(scope="module")
-def fifty_images(tmp_path_factory):
-    return write_tiny_cifar10(tmp_path_factory.mktemp("few"), train=50, test=20)
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +67,6 @@ def known(script, finished):
     script.checkpoints.mkdir()
     (script.checkpoints / finished.name).write_bytes(finished.read_bytes())
     return script
-
-
-def complaint(process, code):
-    """The one line on stderr of a process that ended with this exit code."""
-    assert process.returncode == code, process.stderr
-    assert process.stderr.startswith("ghostnet.py: ")
-    assert is_one_line(process.stderr)
-    return process.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------ data

@@ -11,7 +11,6 @@ from harness import (
     Script,
     edited,
     edits,
-    few_images,
     hostile_archives,
     hostile_files,
     is_one_line,
@@ -29,15 +28,6 @@ import ghostnet
 from ghostnet import Constants, UserError
 
 HALF, FINISHED = Constants(network="resnet32", ratio=1, epochs=2), Constants(epochs=2)
-
-
-@pytest.fixture(scope="module")
-def few(data):
-    """Images for training inside of this process, with one thread as in the others."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield few_images(data)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

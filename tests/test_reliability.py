@@ -15,7 +15,7 @@ from harness import (
     GOOD,
     PLACES,
     Script,
-    few_images,
+    complaint,
     is_one_line,
     result,
     same,
@@ -24,7 +24,6 @@ from harness import (
     train_one_epoch,
     try_command_line,
     without_summary,
-    write_tiny_cifar10,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,11 +33,6 @@ from ghostnet import Arguments, Constants, UserError
 
 FEW = ["--batch-size", 30, "--lr", 0.01]  # two steps an epoch
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-
-
-@pytest.fixture(scope="module")
-def fifty_images(tmp_path_factory):
-    return write_tiny_cifar10(tmp_path_factory.mktemp("few"), train=50, test=20)
 
 
 @pytest.fixture
@@ -51,15 +45,6 @@ def twin(tmp_path, script):
     folder = tmp_path / "twin"
     folder.mkdir()
     return Script(folder, script.data_dir)
-
-
-@pytest.fixture(scope="module")
-def few(data):
-    """Images for training inside of this process, with one thread as in the others."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield few_images(data)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +82,6 @@ def on_a_full_disk(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
     return before
-
-
-def complaint(process, code):
-    """The one line on stderr of a process that ended with this exit code."""
-    assert process.returncode == code, process.stderr
-    assert process.stderr.startswith("ghostnet.py: ")
-    assert is_one_line(process.stderr)
-    return process.stderr
 
 
 # ------------------------------------------------------------------------------------------------ resume and saves
