@@ -335,10 +335,6 @@ class Benchmark:
         columns = "ResNet-56 with | FLOPs | params | training step, ms | ordinary / this | ghosts / this"
         print_table("4. What leaving narrow layers alone gains", columns, rows)
 
-    def data_alone(self) -> None:
-        row = self.against_usual(40 if self.quick else 200, self.data.train_batch, lambda _images, _labels: None)
-        print_table("5. Data alone, images/s on the device", "ours | usual | ours / usual", [row])
-
     def parts_of_a_step(self) -> None:
         n, numbers = (8192, 2**28) if self.cuda else (2048, 2**26)
         factor = torch.randn(n, n, device=self.device).to(self.precision)
@@ -361,10 +357,14 @@ class Benchmark:
             rows.append((network, *(f"{1000 * part:.2f} ({100 * part / sum(parts):.0f}%)" for part in parts),
                          milliseconds([sum(parts)]), milliseconds(whole), f"{flops / 1e9:.1f}", f"{moved / 1e9:.2f}",
                          f"{1000 * bound:.2f} ({which})", f"{median(whole) / bound:.1f}x"))
-        title = f"6. One training step, ms (ceilings: {arithmetic / 1e12:.2f} TFLOP/s, {memory / 1e9:.1f} GB/s)"
+        title = f"5. One training step, ms (ceilings: {arithmetic / 1e12:.2f} TFLOP/s, {memory / 1e9:.1f} GB/s)"
         columns = ("network", "augmentation", "forward", "backward", "update", "their sum", "step", "GFLOP", "GB",
                    "bound", "step / bound")
         print_table(title, " | ".join(columns), rows)
+
+    def data_alone(self) -> None:
+        row = self.against_usual(40 if self.quick else 200, self.data.train_batch, lambda _images, _labels: None)
+        print_table("6. Data alone, images/s on the device", "ours | usual | ours / usual", [row])
 
 
 def draw_widths(points: dict[tuple[str, int], list[float]], title: str, path: Path) -> None:
@@ -397,8 +397,8 @@ def main() -> None:
     benchmark.widths(arguments.image_dir / "ghost_speed.png")
     benchmark.ghost_against_ordinary()
     benchmark.narrow_layers_kept()
-    benchmark.data_alone()
     benchmark.parts_of_a_step()
+    benchmark.data_alone()
 
 
 if __name__ == "__main__":
