@@ -1,6 +1,8 @@
 """benchmarks/speed.py on tiny networks and the tiny data; what it computes against closed forms."""
 
+import re
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.image
@@ -52,6 +54,12 @@ def test_runs_take_turns(monkeypatch):
     assert [len(turns) for turns in times] == [3, 3]
 
 
+def titles_and_columns(text):
+    """Of the Markdown tables under numbered titles, without what a title says in parentheses."""
+    tables = re.findall(r"^\*+(\d\. [^*(]+).*\n\n\|(.*)\|$", text, re.MULTILINE)
+    return {title.strip(): " ".join(columns.split()) for title, columns in tables}
+
+
 def test_all_tables_and_the_picture(tiny_data_dir, tmp_path, monkeypatch, capsys):
     accept_any_checksum(monkeypatch.setattr)
     toy = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
@@ -63,7 +71,11 @@ def test_all_tables_and_the_picture(tiny_data_dir, tmp_path, monkeypatch, capsys
     folders = ["--data-dir", str(tiny_data_dir), "--image-dir", str(tmp_path / "new")]
     monkeypatch.setattr("sys.argv", ["speed.py", "--quick", "--device", "cpu", "--precision", "float32", *folders])
     speed.main()
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    out = capsys.readouterr().out
+    readme = titles_and_columns((Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"))
+    assert len(readme) == 5
+    assert readme.items() <= titles_and_columns(out).items()
+    rows = [line for line in out.splitlines() if line.startswith("|")]
     assert len(rows) == 6 * 2 + 5 + 7 + 2 * 3 + 3 + 1 + 5
     kept = next(row for row in rows if "16-channel layers ordinary" in row)
     network = ghostnet.ResNet(8)
