@@ -7,9 +7,9 @@ What is compared is timed by turns (A, B, A, B, ...). Tables show medians, in pa
 
 "ours" is the step that ghostnet.Trainer takes, on CUDA as one CUDA graph; progress bar, evaluation and checkpoint are
 not timed. "usual" is the loop of most CIFAR-10 scripts, with the same recipe: DataLoader with 2 workers, PIL
-transforms, float32, NCHW, eager, torch's plain SGD, cudnn's defaults, loss.item() every step. A pass over batches draws
-its plan as an epoch does; on CUDA it is an epoch. The usual workers rest before each pass with the batches that they
-have made ahead, which favours that loop where passes are short.
+transforms, float32, NCHW, eager, torch's plain SGD, cudnn's defaults, loss.item() every step. A pass of ours draws its
+plan as an epoch does; on CUDA it is an epoch, and that of the usual loop 100 batches. The usual workers rest before
+each pass with the batches that they have made ahead, which favours that loop where passes are short.
 
 A layer is a 3x3 convolution with batch norm and ReLU, at batch 128, at a size that one of the networks has. Training
 is its forward and backward, in the training's precision and memory order, on CUDA as a CUDA graph. The FLOPs are those
@@ -71,13 +71,13 @@ class Arguments:
     quick: bool = False  # fewer batches and turns
 
 
-def usual_batches(data_dir: Path, drop_last: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def usual_batches(data_dir: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of images and labels without end, epoch after epoch from the same workers."""
     augmentation = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
     transform = [*augmentation, transforms.ToTensor(), transforms.Normalize(ghostnet.MEAN, ghostnet.STD)]
     images = torchvision.datasets.CIFAR10(data_dir, transform=transforms.Compose(transform))
     options = {"num_workers": WORKERS, "persistent_workers": True, "pin_memory": torch.cuda.is_available()}
-    loader = torch.utils.data.DataLoader(images, BATCH, shuffle=True, drop_last=drop_last, **options)
+    loader = torch.utils.data.DataLoader(images, BATCH, shuffle=True, drop_last=True, **options)
     while True:
         yield from loader
 
@@ -143,8 +143,8 @@ class MarkedTrainer(ghostnet.Trainer):
         super().__init__(constants, copy.copy(data), precision)
         self.cuda = self.device.type == "cuda"  # external: these events can be recorded within a CUDA graph, too
         self.marks = [torch.cuda.Event(enable_timing=True, external=True) if self.cuda else 0.0 for _ in range(5)]
-        begins = (self.data, "train_batch"), (self, "model"), (self.optimizer, "zero_grad"), (self.scaler, "step")
-        for i, (owner, name) in enumerate(begins):
+        owners = self.data, self.model, self.optimizer, self.scaler
+        for i, (owner, name) in enumerate(zip(owners, ("train_batch", "forward", "zero_grad", "step"), strict=True)):
             setattr(owner, name, partial(self.mark, i, getattr(owner, name)))
 
     def mark(self, i: int, part: Callable, *arguments):
@@ -170,7 +170,7 @@ class Benchmark:
         self.device, self.precision = ghostnet.pick_hardware(arguments)
         self.cuda = self.device.type == "cuda"
         self.data = ghostnet.Cifar10(arguments.data_dir, self.device)
-        self.usual_batches = usual_batches(arguments.data_dir, drop_last=not self.cuda)
+        self.usual_batches = usual_batches(arguments.data_dir)
         self.trainers = {name: self.trainer(NETWORKS[name]) for name in arguments.networks}
         parts = [f"{ghostnet.hardware_name(self.device)} ({os.cpu_count()} cores)", f"torch {torch.__version__}",
                  f"ours in {self.precision}", "usual in float32", f"batch {BATCH}", f"{self.turns} turns"]
@@ -253,12 +253,14 @@ class Benchmark:
         return max(itertools.accumulate(changes, initial=0)) / 1e6 if self.device.type == "cpu" else float("nan")
 
     def against_usual(self, batches: int, our_step: Callable, usual_step: Callable) -> list[str]:
-        """Images/s of ours and of the usual loop in passes of so many batches, on CUDA of an epoch; their ratio."""
-        epoch = len(self.data.train_labels)
-        batches = math.ceil(epoch / BATCH) if self.cuda else batches
+        """Images/s of ours and of the usual loop, and their ratio, in passes of so many batches (ours on CUDA: all)."""
+        our_batches, counts = batches, [batches * BATCH] * 2
+        if self.cuda:
+            counts[0] = len(self.data.train_labels)
+            our_batches = math.ceil(counts[0] / BATCH)
 
         def ours() -> None:
-            for plan in self.plans(batches):
+            for plan in self.plans(our_batches):
                 our_step(plan)
 
         def usual() -> None:
@@ -266,14 +268,16 @@ class Benchmark:
                 for images, labels in itertools.islice(self.usual_batches, batches):
                     usual_step(images.to(self.device), labels.to(self.device))
 
-        a, b = self.by_turns(ours, usual, passes=True)
-        return [*(f"{min(epoch, batches * BATCH) / median(times):,.0f}" for times in (a, b)), ratio(b, a)]
+        passes = self.by_turns(ours, usual, passes=True)
+        a, b = ([seconds / n for seconds in times] for times, n in zip(passes, counts, strict=True))
+        return [*(f"{1 / median(times):,.0f}" for times in (a, b)), ratio(b, a)]
 
     def end_to_end(self) -> None:
         rows = []
         for name, trainer in self.trainers.items():
             usual = usual_step(trainer.constants, self.device)
-            rows.append((name, *self.against_usual(2 if self.quick else 3, trainer.take_step, usual)))
+            batches = 100 if self.cuda else 2 if self.quick else 3
+            rows.append((name, *self.against_usual(batches, trainer.take_step, usual)))
         print_table("1. Training end to end, images/s", "network | ours | usual | ours / usual", rows)
 
     def widths(self, path: Path) -> None:

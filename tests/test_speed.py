@@ -9,6 +9,7 @@ import matplotlib.image
 import pytest
 import speed
 import torch
+from test_fast_step import FakeGraph
 from torch import nn
 from without_checksums import accept_any_checksum
 
@@ -52,6 +53,14 @@ def test_runs_take_turns(monkeypatch):
     times = speed.Benchmark.by_turns(CPU, partial(calls.append, "a"), partial(calls.append, "b"), passes=True)
     assert calls == ["a", "b"] * 4  # the first ones to warm up
     assert [len(turns) for turns in times] == [3, 3]
+
+
+def test_a_step_with_marks_can_be_recorded_as_a_cuda_graph(data, monkeypatch):
+    FakeGraph(monkeypatch)
+    trainer = speed.MarkedTrainer(ghostnet.Constants(network="resnet32", batch_size=16), data, torch.float32)
+    trainer.record()
+    trainer.take_step(data.epoch_plan()[:16])
+    assert all(seconds > 0 for seconds in trainer.parts()[:3])  # the last mark is none that this fake replays
 
 
 def titles_and_columns(text):
