@@ -139,7 +139,7 @@ class GhostModule(nn.Module):
         replaced = nn.Conv2d(in_channels, out_channels, *shape, device="meta")  # checks the arguments
         for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
             setattr(self, name, getattr(replaced, name))  # what others read of a convolution
-        self.ratio, self.dw_kernel_size = min(int(ratio), out_channels // groups), int(dw_kernel_size)
+        self.ratio, self.dw_kernel_size = min(int(ratio), out_channels // groups or 1), int(dw_kernel_size)
         intrinsic = math.ceil(out_channels / (self.ratio * groups)) * groups
         self.primary_conv = nn.Conv2d(in_channels, intrinsic, *shape, device, dtype)
         ghosts, d = intrinsic * (self.ratio - 1), self.dw_kernel_size
@@ -615,12 +615,12 @@ def draw_ghosts(run: str, model: nn.Module, data: Cifar10, path: Path) -> None:
     for row, (title, color, pictures, style) in zip(grid, rows, strict=True):
         row[0].set_ylabel(title, color=color, fontsize=12)
         for axes, picture in zip(row, pictures, strict=False):
-            axes.imshow(picture, **style)
-            axes.set(xticks=[], yticks=[])
+            axes.imshow(picture, **style).axes.set(xticks=[], yticks=[])
     right.colorbar(grid[1, 0].images[0], ax=grid[1], aspect=12)
-    for axes, source, ghost in zip(grid[2], sources, ghosts, strict=False):
+    for axes, source, kernel, ghost in zip(grid.T, sources, kernels, ghosts, strict=False):
+        axes[1].set_xlabel(f"up to {kernel.abs().max():.0e}", fontsize=11)
         correlation = torch.corrcoef(torch.stack([source.flatten(), ghost.flatten()]))[0, 1]
-        axes.set_xlabel(f"correlation\n{correlation:+.2f}", fontsize=11)
+        axes[2].set_xlabel(f"correlation\n{correlation:+.2f}", fontsize=11)
     right.suptitle(f"{run}, layer {name}: {columns} of its {len(ghosts)} ghosts", fontsize=13)
     write_atomically(path, partial(figure.savefig, dpi=150))
 

@@ -7,6 +7,7 @@ import matplotlib.figure
 import matplotlib.image
 import pytest
 import torch
+from torch import nn
 
 import ghostnet
 from ghostnet import EXPERIMENTS
@@ -53,6 +54,8 @@ def test_finished_runs_stand_beside_what_others_report(folder, monkeypatch, caps
         ["resnet56-epochs30", "resnet56", "30", "90.00", "93.0", "–", "94.37", "0.86M, 127.9M", "0.85M, 125M"],
     ]
     assert error.count("\n") == 1 and "notes.pth" in error
+    ghosts = [line.split(":")[0] for line in out.splitlines() if "ghosts are empty" in line]
+    assert sorted(ghosts) == ["gr_cosine-ratio5", "gr_cosine-seed1", "gr_cosine-seed2", "gr_multistep"]
 
     (axes,) = figures[0].axes
     points = {line.get_label(): sorted(map(tuple, line.get_xydata().round(1))) for line in axes.lines}
@@ -62,6 +65,18 @@ def test_finished_runs_stand_beside_what_others_report(folder, monkeypatch, caps
     assert len(points["earlier reproduction"]) == 7 and (35.0, 90.6) in points["earlier reproduction"]
     height, width, _ = matplotlib.image.imread(folder / "images" / "accuracy_vs_flops.png").shape
     assert width > 1.5 * height > 600
+
+
+def test_a_ghost_is_empty_if_its_kernel_has_no_weight_above_the_limit():
+    model = ghostnet.replace_conv_with_ghost(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 7, 3)))
+    for module in model:
+        nn.init.constant_(module.cheap_operation.weight, 1.0)
+    with torch.no_grad():
+        model[0].cheap_operation.weight[1] = -0.0009
+        model[0].cheap_operation.weight[2] = 0.0
+        model[0].cheap_operation.weight[2, 0, 1, 1] = -0.0011
+        model[1].cheap_operation.weight[3] = 0.0  # the kernel of a ghost that the eighth channel would have had
+    assert comparison.emptied(model) == (1, 4 + 3)
 
 
 def remember(function, results):

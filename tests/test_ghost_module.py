@@ -94,6 +94,12 @@ def test_output_equals_numpy_computation(geometry, ratio, d, groups, out_channel
     np.testing.assert_allclose(module(x).detach().numpy(), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_without_any_map_the_output_is_empty_as_that_of_a_convolution():
+    x = torch.zeros(2, 3, 6, 5)
+    assert GhostModule(3, 0, 3)(x).shape == nn.Conv2d(3, 0, 3)(x).shape == (2, 0, 4, 3)
+
+
 @pytest.mark.parametrize("out_channels, ratio", [(8, 2), (7, 2), (7, 4)])
 def test_input_without_batch_dimension_gives_the_maps_of_a_batch_of_one(out_channels, ratio):
     module, x = seeded(GhostModule(3, out_channels, 3, padding=1, ratio=ratio), 1, 3, 6, 5)
