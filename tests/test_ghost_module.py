@@ -95,9 +95,10 @@ def test_output_equals_numpy_computation(geometry, ratio, d, groups, out_channel
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_without_any_map_the_output_is_empty_as_that_of_a_convolution():
-    x = torch.zeros(2, 3, 6, 5)
-    assert GhostModule(3, 0, 3)(x).shape == nn.Conv2d(3, 0, 3)(x).shape == (2, 0, 4, 3)
+@pytest.mark.parametrize("layer", [nn.Conv2d, GhostModule])
+def test_without_any_map_it_can_be_made_and_not_be_called_like_a_convolution(layer):
+    with pytest.raises(RuntimeError, match="weight of size .0, 3, 3, 3."):
+        layer(3, 0, 3)(torch.zeros(1, 3, 6, 5))
 
 
 @pytest.mark.parametrize("out_channels, ratio", [(8, 2), (7, 2), (7, 4)])
