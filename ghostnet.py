@@ -618,8 +618,8 @@ def draw_ghosts(run: str, model: nn.Module, data: Cifar10, path: Path) -> None:
             axes.imshow(picture, **style).axes.set(xticks=[], yticks=[])
     right.colorbar(grid[1, 0].images[0], ax=grid[1], aspect=12)
     for axes, source, kernel, ghost in zip(grid.T, sources, kernels, ghosts, strict=False):
-        axes[1].set_xlabel(f"up to {kernel.abs().max():.0e}", fontsize=11)
-        correlation = torch.corrcoef(torch.stack([source.flatten(), ghost.flatten()]))[0, 1]
+        axes[1].set_xlabel(f"up to {kernel.abs().max():.1g}", fontsize=11)
+        correlation = torch.corrcoef(torch.stack([source.flatten(), ghost.flatten()]))[0, 1].nan_to_num()  # blank: 0
         axes[2].set_xlabel(f"correlation\n{correlation:+.2f}", fontsize=11)
     right.suptitle(f"{run}, layer {name}: {columns} of its {len(ghosts)} ghosts", fontsize=13)
     write_atomically(path, partial(figure.savefig, dpi=150))
