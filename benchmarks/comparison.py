@@ -3,8 +3,8 @@
     python benchmarks/comparison.py
 
 Runs that differ in their seeds alone are one, as mean ± standard deviation (their number). Below the table stands how
-many ghosts of every ghost run weight decay has emptied: no weight of their kernel is above EMPTY, and a map that small
-is lost in the epsilon of the batch norm that follows.
+many ghosts of every ghost run weight decay has emptied: batch norm's epsilon drowns a map that is made by such small
+weights.
 """
 
 import re
@@ -33,7 +33,7 @@ PAPER_COSTS = {"resnet56": "0.85M, 125M", "ghost-resnet56": "0.43M, 63M", "vgg16
                "ghost-vgg16": "7.7M, 158M", "ghost-vgg16 d=1": "7.6M, 157M", "ghost-vgg16 d=5": "7.7M, 160M",
                "ghost-vgg16 d=7": "7.7M, 163M", "ghost-vgg16 s=3": "5.2M, 107M", "ghost-vgg16 s=4": "4.0M, 80M",
                "ghost-vgg16 s=5": "3.3M, 65M"}
-EMPTY = 1e-3
+EMPTY = 1e-3  # the largest weight of an empty ghost at most; a kernel of 3x3 begins with weights up to 0.33
 ARCHITECTURES = {constants.architecture: constants for constants in ghostnet.EXPERIMENTS.values()}
 
 
@@ -45,11 +45,8 @@ class Arguments:
     image_dir: Path = Path("images")  # folder of the picture
 
 
-def measured(folder: Path) -> list[tuple[str, Constants, list[float]]]:
-    """Name, constants and the accuracies of all seeds of every finished run in the folder."""
-    checkpoints, refused = ghostnet.read_all(folder)
-    for error in refused.values():
-        ghostnet.complain(f"{error}; it is left out")
+def measured(checkpoints: dict[str, ghostnet.Checkpoint]) -> list[tuple[str, Constants, list[float]]]:
+    """Name, constants and the accuracies of all seeds of every finished run."""
     runs = {}
     for name, checkpoint in checkpoints.items():
         if checkpoint.finished:
@@ -97,19 +94,19 @@ def draw(runs: list[tuple[str, Constants, list[float]]], path: Path) -> None:
                for (network, schedule), accuracy in EARLIER.items()]
     paper, public = ([(name, ARCHITECTURES[name], accuracy) for name, accuracy in others.items()]
                      for others in (PAPER, PUBLIC))
-    ours = [(name, constants, mean(accuracies)) for name, constants, accuracies in runs]
     series = {
         "paper": paper,
         "earlier reproduction": earlier,
         "ordinary, strongest public recipe": public,
-        "ours, last epoch": ours,
+        "ours, last epoch": [(name, constants, mean(accuracies)) for name, constants, accuracies in runs],
     }
-    crowded = ("ghost-vgg16 d=5", "ghost-vgg16 d=7", "ghost-vgg16 s=4")  # on the left
+    crowded = {("paper", "ghost-vgg16 d=5"), ("paper", "ghost-vgg16 d=7"), ("paper", "ghost-vgg16 s=4"),
+               ("ours, last epoch", "resnet32")}  # on the left
     for (label, points), marker in zip(series.items(), "s^vo", strict=True):
         flops = [cost(constants)[0] for _, constants, _ in points]
         axes.plot(flops, [accuracy for *_, accuracy in points], marker, label=label, markersize=7)
         for x, (name, _, accuracy) in zip(flops, points, strict=True):
-            left = points is not earlier and name not in crowded and (points is not ours or name != "resnet32")
+            left = points is not earlier and (label, name) not in crowded
             aside = {"ha": "right", "xytext": (-6, 0)} if left else {"ha": "left", "xytext": (6, 0)}
             text = name.replace("$", r"\$")  # which would start a formula
             axes.annotate(text, (x, accuracy), textcoords="offset points", va="center", fontsize=7, **aside)
@@ -125,9 +122,12 @@ def draw(runs: list[tuple[str, Constants, list[float]]], path: Path) -> None:
 def main() -> None:
     arguments = ghostnet.parse(Arguments())
     arguments.image_dir.mkdir(parents=True, exist_ok=True)
-    runs = measured(arguments.checkpoint_dir)
+    checkpoints, refused = ghostnet.read_all(arguments.checkpoint_dir)
+    for error in refused.values():
+        ghostnet.complain(f"{error}; it is left out")
+    runs = measured(checkpoints)
     print(table(runs), end="\n\n")
-    for name, checkpoint in ghostnet.read_all(arguments.checkpoint_dir)[0].items():
+    for name, checkpoint in checkpoints.items():
         if checkpoint.finished and checkpoint.constants.ratio > 1:
             empty, ghosts = emptied(checkpoint.network(torch.device("cpu")))
             print(f"{name}: {empty} of {ghosts} ghosts are empty")

@@ -29,7 +29,7 @@ def test_the_tables_in_the_readme_are_those_that_the_commands_print():
     readme = (ROOT / "README.md").read_text()
     checkpoints, _ = ghostnet.read_all(ROOT / "checkpoints")
     assert ghostnet.results_table(checkpoints) in readme
-    assert comparison.table(comparison.measured(ROOT / "checkpoints")) in readme
+    assert comparison.table(comparison.measured(checkpoints)) in readme
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
