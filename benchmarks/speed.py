@@ -254,10 +254,8 @@ class Benchmark:
 
     def against_usual(self, batches: int, our_step: Callable, usual_step: Callable) -> list[str]:
         """Images/s of ours and of the usual loop, and their ratio, in passes of so many batches (ours on CUDA: all)."""
-        our_batches, counts = batches, [batches * BATCH] * 2
-        if self.cuda:
-            counts[0] = len(self.data.train_labels)
-            our_batches = math.ceil(counts[0] / BATCH)
+        epoch = len(self.data.train_labels)
+        our_batches, our_images = (math.ceil(epoch / BATCH), epoch) if self.cuda else (batches, batches * BATCH)
 
         def ours() -> None:
             for plan in self.plans(our_batches):
@@ -268,9 +266,9 @@ class Benchmark:
                 for images, labels in itertools.islice(self.usual_batches, batches):
                     usual_step(images.to(self.device), labels.to(self.device))
 
-        passes = self.by_turns(ours, usual, passes=True)
-        a, b = ([seconds / n for seconds in times] for times, n in zip(passes, counts, strict=True))
-        return [*(f"{1 / median(times):,.0f}" for times in (a, b)), ratio(b, a)]
+        ours_took, usual_took = self.by_turns(ours, usual, passes=True)
+        a, b = [t / our_images for t in ours_took], [t / (batches * BATCH) for t in usual_took]
+        return [f"{1 / median(a):,.0f}", f"{1 / median(b):,.0f}", ratio(b, a)]
 
     def end_to_end(self) -> None:
         rows = []
