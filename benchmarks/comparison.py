@@ -1,138 +1,244 @@
-"""Every finished run beside what others report for its network: a Markdown table and images/accuracy_vs_flops.png.
+"""Every finished run beside what others report, and what became of its ghosts.
 
     python benchmarks/comparison.py
 
-Runs that differ in their seeds alone are one, as mean ± standard deviation (their number). Below the table stands how
-many ghosts of every ghost run weight decay has emptied: batch norm's epsilon drowns a map that is made by such small
-weights.
+prints Markdown tables and draws images/accuracy_vs_flops.png. Runs that differ in their seeds alone
+share a row, as mean ± standard deviation (their number). A ghost is empty if weight decay has left
+its kernel such small weights that batch norm's epsilon drowns the map.
 """
 
 import re
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import matplotlib.figure
+import matplotlib.style
 import torch
+import tyro
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import ghostnet
-from ghostnet import PAPER, Constants
+from ghostnet import PAPER, Checkpoint, Constants
 
-# Top-1 accuracy in percent. The earlier reproduction is the one that this one follows; its numbers for ResNet-56 are
-# those of the best epoch on the test set, that for VGG-16 is of the last. The public recipe is the strongest for the
-# ordinary networks, that of github.com/chenyaofo/pytorch-cifar-models.
-EARLIER = {("ghost-resnet56", "cosine"): 92.20, ("ghost-resnet56", "multistep"): 92.55,
-           ("ghost-vgg16", "cosine"): 93.60, ("ghost-resnet56 s=3", "cosine"): 91.54,
-           ("ghost-resnet56 s=5", "cosine"): 90.62, ("ghost-resnet56 s=10 d=5", "cosine"): 88.47,
-           ("ghost-resnet56 s=20 d=5", "cosine"): 84.30}
-PUBLIC = {"resnet32": 93.53, "resnet56": 94.37, "vgg16": 94.16}
-PAPER_COSTS = {"resnet56": "0.85M, 125M", "ghost-resnet56": "0.43M, 63M", "vgg16": "15.0M, 313M",
-               "ghost-vgg16": "7.7M, 158M", "ghost-vgg16 d=1": "7.6M, 157M", "ghost-vgg16 d=5": "7.7M, 160M",
-               "ghost-vgg16 d=7": "7.7M, 163M", "ghost-vgg16 s=3": "5.2M, 107M", "ghost-vgg16 s=4": "4.0M, 80M",
-               "ghost-vgg16 s=5": "3.3M, 65M"}
-EMPTY = 1e-3  # the largest weight of an empty ghost at most; a kernel of 3x3 begins with weights up to 0.33
-ARCHITECTURES = {constants.architecture: constants for constants in ghostnet.EXPERIMENTS.values()}
+# Top-1 accuracy in percent. The earlier reproduction is the one that this one follows: the best
+# epoch on the test images for ResNet-56, the last for VGG-16.
+EARLIER = {
+    "ghost-resnet56": 92.20, "ghost-resnet56 multistep": 92.55,
+    "ghost-resnet56 s=3": 91.54, "ghost-resnet56 s=5": 90.62,
+    "ghost-resnet56 s=10 d=5": 88.47, "ghost-resnet56 s=20 d=5": 84.30,
+    "ghost-vgg16": 93.60,
+}
+PUBLIC = {"resnet32": 93.53, "resnet56": 94.37, "vgg16": 94.16}  # of chenyaofo/pytorch-cifar-models
+PAPER_COSTS = {
+    "resnet56": "0.85M, 125M", "ghost-resnet56": "0.43M, 63M",
+    "vgg16": "15.0M, 313M", "ghost-vgg16": "7.7M, 158M",
+    "ghost-vgg16 d=1": "7.6M, 157M", "ghost-vgg16 d=5": "7.7M, 160M",
+    "ghost-vgg16 d=7": "7.7M, 163M", "ghost-vgg16 s=3": "5.2M, 107M",
+    "ghost-vgg16 s=4": "4.0M, 80M", "ghost-vgg16 s=5": "3.3M, 65M",
+}
+CROWDED = {  # names that would lie on others at the left of their points
+    ("paper", "ghost-vgg16 d=5"), ("paper", "ghost-vgg16 d=7"), ("paper", "ghost-vgg16 s=4"),
+    ("ours, last epoch", "resnet32"),
+}
+EMPTY = 1e-3  # largest weight of an empty ghost; a kernel of 3x3 begins with weights up to 0.33
+TEST_IMAGE = 12  # that of the ghost picture
+ROOT = Path(ghostnet.__file__).resolve().parent
+CPU = torch.device("cpu")
+
+Run = tuple[str, Constants, list[float]]  # name, constants, and the accuracy of each seed
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Every finished run beside what others report: a Markdown table, and accuracy against FLOPs as a picture."""
+    """Every finished run beside what others report, and what became of its ghosts."""
 
-    checkpoint_dir: Path = Path("checkpoints")  # folder of the runs' files
-    image_dir: Path = Path("images")  # folder of the picture
+    run: str = "gr_cosine"  # ghost run whose kernels are measured
+    checkpoint_dir: Path = ROOT / "checkpoints"  # folder of the runs' files
+    image_dir: Path = ROOT / "images"  # folder of the picture
+    data_dir: Path = ROOT / "data"  # folder of cifar-10-batches-py, which is not downloaded here
 
 
-def measured(checkpoints: dict[str, ghostnet.Checkpoint]) -> list[tuple[str, Constants, list[float]]]:
-    """Name, constants and the accuracies of all seeds of every finished run."""
+def measured(checkpoints: dict[str, Checkpoint]) -> list[Run]:
+    """The finished runs."""
     runs = {}
     for name, checkpoint in checkpoints.items():
         if checkpoint.finished:
-            run = runs.setdefault(replace(checkpoint.constants, seed=0), (re.sub(r"-seed\d+$", "", name), []))
-            run[1].append(checkpoint.accuracy)
-    return [(name, constants, accuracies) for constants, (name, accuracies) in runs.items()]
-
-
-def emptied(model: torch.nn.Module) -> tuple[int, int]:
-    """How many ghosts of a network are empty, and of how many."""
-    peaks = []
-    for module in model.modules():
-        if isinstance(module, ghostnet.GhostModule) and module.cheap_operation is not None:
-            kernels = module.cheap_operation.weight[: module.out_channels - module.primary_conv.out_channels]
-            peaks += kernels.abs().amax((1, 2, 3)).tolist()
-    return sum(peak <= EMPTY for peak in peaks), len(peaks)
+            constants = replace(checkpoint.constants, seed=0)
+            run = runs.setdefault(constants, (re.sub(r"-seed\d+$", "", name), constants, []))
+            run[2].append(checkpoint.accuracy)
+    return list(runs.values())
 
 
 @cache
 def cost(constants: Constants) -> tuple[float, float]:
     """FLOPs (multiply-adds) and parameters, in millions."""
     with torch.device("meta"):
-        flops, params = ghostnet.count(ghostnet.build_network(constants), torch.zeros(1, 3, 32, 32))[""]
-    return flops / 1e6, params / 1e6
+        network = ghostnet.build_network(constants)
+        flops, parameters = ghostnet.count(network, torch.zeros(1, 3, 32, 32))[""]
+    return flops / 1e6, parameters / 1e6
 
 
-def table(runs: list[tuple[str, Constants, list[float]]]) -> str:
-    """The Markdown table of the runs."""
-    rows = [("run", "network", "epochs", "ours", "paper", "earlier", "public", "params, FLOPs", "paper's")]
+def table(runs: list[Run]) -> str:
+    columns = "run|network|epochs|ours|paper|earlier|public|params, FLOPs|paper's"
+    rows = [columns.split("|")]
     for name, constants, accuracies in runs:
-        network, n, (flops, params) = constants.architecture, len(accuracies), cost(constants)
-        ours = f"{mean(accuracies):.2f}" + (f" ± {stdev(accuracies):.2f} ({n})" if n > 1 else "")
-        others = (EARLIER.get((network, constants.schedule)), PUBLIC.get(network))
-        others = (f"{accuracy:.2f}" if accuracy else "–" for accuracy in others)
-        rows.append((name, network, constants.epochs, ours, PAPER.get(network, "–"), *others,
-                     f"{params:.2f}M, {flops:.1f}M", PAPER_COSTS.get(network, "–")))
+        network = constants.architecture
+        ours = f"{mean(accuracies):.2f}"
+        if len(accuracies) > 1:
+            ours += f" ± {stdev(accuracies):.2f} ({len(accuracies)})"
+        others = [PAPER.get(network, "–")]
+        scheduled = f"{network} {constants.schedule}".removesuffix(" cosine")
+        for accuracy in (EARLIER.get(scheduled), PUBLIC.get(network)):
+            others.append(f"{accuracy:.2f}" if accuracy else "–")
+        flops, parameters = cost(constants)
+        costs = (f"{parameters:.2f}M, {flops:.1f}M", PAPER_COSTS.get(network, "–"))
+        rows.append((name, network, constants.epochs, ours, *others, *costs))
     return ghostnet.markdown(rows)
 
 
-def draw(runs: list[tuple[str, Constants, list[float]]], path: Path) -> None:
+def ghost_kernels(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
+    """Every ghost module that makes ghosts, and their kernels (ghosts, d * d)."""
+    for module in model.modules():
+        if isinstance(module, ghostnet.GhostModule) and module.cheap_operation is not None:
+            ghosts = module.out_channels - module.primary_conv.out_channels
+            yield module, module.cheap_operation.weight.detach()[:ghosts].flatten(1)
+
+
+def is_empty(kernels: Tensor) -> Tensor:
+    return kernels.abs().amax(1) <= EMPTY
+
+
+def emptied(model: nn.Module) -> str:
+    empty = torch.cat([is_empty(kernels) for _, kernels in ghost_kernels(model)])
+    return f"{empty.sum()} of {len(empty)}"
+
+
+def print_weight_decay(ghosts: dict[str, Checkpoint]) -> None:
+    """The runs that exist with and without weight decay on the cheap kernels, else alike."""
+    twins = {}
+    for name, checkpoint in ghosts.items():
+        constants = asdict(checkpoint.constants)
+        decay = constants.pop("cheap_weight_decay")
+        if decay in (0, constants["weight_decay"]):
+            twins.setdefault(tuple(constants.items()), {})[decay] = name
+    rows = [("run", "weight decay on the cheap kernels", "accuracy", "ghosts empty")]
+    for pair in twins.values():
+        if len(pair) == 2:
+            for decay, name in sorted(pair.items(), reverse=True):
+                empty = emptied(ghosts[name].network(CPU))
+                rows.append((name, f"{decay:g}", f"{ghosts[name].accuracy:.2f}", empty))
+    if len(rows) > 1:
+        print(f"\n**What weight decay does to ghosts**\n\n{ghostnet.markdown(rows)}")
+
+
+def low_pass_share(model: nn.Module) -> float:
+    """Share of the kernels whose weights hardly cancel: these blur, the others find edges."""
+    kernels = torch.cat([kernels for _, kernels in ghost_kernels(model)])
+    kernels = kernels[~is_empty(kernels)]
+    low_pass = kernels.sum(1).abs() > kernels.abs().sum(1) / 2
+    return low_pass.float().mean().item()
+
+
+def correlations(model: nn.Module, images: Tensor) -> list[float]:
+    """Of the ghosts of the first image with the intrinsic maps that they are made from."""
+    outputs = {}
+    for module, _ in ghost_kernels(model):
+        module.register_forward_hook(lambda module, _, maps: outputs.update({module: maps[0]}))
+    with torch.inference_mode():
+        model.eval()(images)
+    found = []
+    for module, kernels in ghost_kernels(model):
+        maps = outputs[module].flatten(1)
+        intrinsic = maps[: module.primary_conv.out_channels]
+        ghosts = maps[len(intrinsic):]
+        sources = intrinsic.repeat_interleave(module.ratio - 1, 0)[: len(ghosts)]
+        for source, ghost, empty in zip(sources, ghosts, is_empty(kernels), strict=True):
+            correlation = torch.corrcoef(torch.stack([source, ghost]))[0, 1]
+            if not empty and correlation.isfinite():  # there is none with a blank map
+                found.append(correlation.item())
+    return found
+
+
+def print_kernels(run: str, model: nn.Module, data_dir: Path) -> None:
+    share = low_pass_share(model)
+    print(f"\n{run}: {share:.0%} of the ghosts' kernels are low-pass, the others edge-like")
+    if not (data_dir / "cifar-10-batches-py").exists():
+        ghostnet.complain(f"no correlations: {data_dir} has no cifar-10-batches-py, see --data-dir")
+        return
+    data = ghostnet.Cifar10(data_dir, CPU)
+    found = correlations(model, data.normalize(data.test_images[TEST_IMAGE, None]))
+    print(f"{run}: median correlation of a ghost with the map that it is made from "
+          f"{median(found):+.2f} (test image {TEST_IMAGE})")
+
+
+def plot(axes, label: str, marker: str, points: list[tuple[str, float, float]]) -> None:
+    xs = [x for _, x, _ in points]
+    ys = [y for _, _, y in points]
+    axes.plot(xs, ys, marker, label=label, markersize=7)
+    for name, x, y in points:
+        text = axes.annotate(name, (x, y), (-6, 0), textcoords="offset points", fontsize=7)
+        text.set(ha="right", va="center", parse_math=False)
+        if label == "earlier reproduction" or (label, name) in CROWDED:
+            text.set(ha="left", position=(6, 0))
+
+
+@matplotlib.style.context("default")  # whatever the user's matplotlibrc says
+def draw(runs: list[Run], path: Path) -> None:
     """Accuracy against FLOPs."""
-    figure = matplotlib.figure.Figure(figsize=(13.5, 8.5), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(13.5, 10.5), layout="constrained")
     axes = figure.subplots()
-    earlier = [(network if schedule == "cosine" else f"{network} {schedule}", ARCHITECTURES[network], accuracy)
-               for (network, schedule), accuracy in EARLIER.items()]
-    paper, public = ([(name, ARCHITECTURES[name], accuracy) for name, accuracy in others.items()]
-                     for others in (PAPER, PUBLIC))
-    series = {
-        "paper": paper,
-        "earlier reproduction": earlier,
-        "ordinary, strongest public recipe": public,
-        "ours, last epoch": [(name, constants, mean(accuracies)) for name, constants, accuracies in runs],
-    }
-    crowded = {("paper", "ghost-vgg16 d=5"), ("paper", "ghost-vgg16 d=7"), ("paper", "ghost-vgg16 s=4"),
-               ("ours, last epoch", "resnet32")}  # on the left
-    for (label, points), marker in zip(series.items(), "s^vo", strict=True):
-        flops = [cost(constants)[0] for _, constants, _ in points]
-        axes.plot(flops, [accuracy for *_, accuracy in points], marker, label=label, markersize=7)
-        for x, (name, _, accuracy) in zip(flops, points, strict=True):
-            left = points is not earlier and (label, name) not in crowded
-            aside = {"ha": "right", "xytext": (-6, 0)} if left else {"ha": "left", "xytext": (6, 0)}
-            text = name.replace("$", r"\$")  # which would start a formula
-            axes.annotate(text, (x, accuracy), textcoords="offset points", va="center", fontsize=7, **aside)
+    networks = {constants.architecture: constants for constants in ghostnet.EXPERIMENTS.values()}
+    for label, marker, accuracies in (
+        ("paper", "s", PAPER),
+        ("earlier reproduction", "^", EARLIER),
+        ("ordinary, strongest public recipe", "v", PUBLIC),
+    ):
+        points = []
+        for name, accuracy in accuracies.items():
+            flops, _ = cost(networks[name.removesuffix(" multistep")])
+            points.append((name, flops, accuracy))
+        plot(axes, label, marker, points)
+    ours = []
+    for name, constants, accuracies in runs:
+        short = name.replace("weight_decay", "wd")  # a longer one would lie on other points
+        ours.append((short, cost(constants)[0], mean(accuracies)))
+    plot(axes, "ours, last epoch", "o", ours)
     axes.set(xlabel="FLOPs (multiply-adds, M)", ylabel="test accuracy (%)", xscale="log")
-    axes.set_xticks(ticks := [20, 30, 50, 70, 100, 160, 300], ticks)
+    ticks = [20, 30, 50, 70, 100, 160, 300]
+    axes.set_xticks(ticks, ticks)
     axes.minorticks_off()
     axes.margins(x=0.1)
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
-    ghostnet.write_atomically(path, partial(figure.savefig, dpi=150))
+    ghostnet.write_atomically(path, partial(figure.savefig, dpi=150, format="png"))
 
 
 def main() -> None:
-    arguments = ghostnet.parse(Arguments())
+    arguments = tyro.cli(Arguments)
     arguments.image_dir.mkdir(parents=True, exist_ok=True)
     checkpoints, refused = ghostnet.read_all(arguments.checkpoint_dir)
     for error in refused.values():
         ghostnet.complain(f"{error}; it is left out")
     runs = measured(checkpoints)
     print(table(runs), end="\n\n")
+    path = arguments.image_dir / "accuracy_vs_flops.png"
+    draw(runs, path)
+    ghosts = {}
     for name, checkpoint in checkpoints.items():
         if checkpoint.finished and checkpoint.constants.ratio > 1:
-            empty, ghosts = emptied(checkpoint.network(torch.device("cpu")))
-            print(f"{name}: {empty} of {ghosts} ghosts are empty")
-    draw(runs, path := arguments.image_dir / "accuracy_vs_flops.png")
-    print(f"saved {path}")
+            ghosts[name] = checkpoint
+            print(f"{name}: {emptied(checkpoint.network(CPU))} ghosts are empty")
+    print_weight_decay(ghosts)
+    if arguments.run in ghosts:
+        print_kernels(arguments.run, ghosts[arguments.run].network(CPU), arguments.data_dir)
+    else:
+        ghostnet.complain(f"no finished ghost run is named {arguments.run}: see --run")
+    print(f"\nsaved {path}")
 
 
 if __name__ == "__main__":

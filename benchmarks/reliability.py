@@ -1,267 +1,264 @@
-"""How much ghostnet.py survives on this machine: one Markdown table, and exit code 1 if anything was lost.
+"""How much ghostnet.py survives on this machine: a count a line; exit code 1 if anything was lost.
 
-    python benchmarks/reliability.py                          about ten minutes on two cores
-    python benchmarks/reliability.py --kills 200 --flips 5000
+    python benchmarks/reliability.py        a few minutes on two cores
 
-Three runs are trained for 20 epochs (or as many as --kills) on a tiny CIFAR-10: uninterrupted, and at the same time by
-one command that SIGKILL ends again and again, by turns at a random moment and inside a save: while the file is written,
-before it is synced and before it is renamed. A kill is survived if all checkpoints load after it with no epoch less. At
-the end all must equal the uninterrupted runs to the bit, without the measured seconds.
-
-A start without data is killed while it unpacks them, which is survived if the next start finishes; and two processes
-start at once without data.
-
-Then one bit of a checkpoint is flipped, which is survived if the file is refused by one line or loads to the same
-tensors. Damaged files (cut, without a part, of another network) and hostile ones (pickles that run code) must be
-refused by one line. Values in half-trained and finished checkpoints are replaced by ones of other kinds: constants and
-histories by each of them, tensors by some. Such a file, and an archive that lies about its sizes, must be refused by
-one line and stay as it is, or end as the true one to the bit, in a process of its own and without taking a gigabyte.
-Random command lines must give runs or one line.
-
-Memory growth is that of an epoch's peak resident set in an uninterrupted run, from the median of the first third of the
-epochs to that of the last. A tenth of the latter counts as lost. It is read from /proc, so this needs Linux.
+A run is ended again and again, at random moments and inside of saves: its file must then load with
+no epoch less, and in the end equal a run never stopped, to the bit. A checkpoint with a flipped bit
+must be refused or hold the same; a file that was cut or is no run's must be refused; a command line
+must be runs or a message. Processes that start at once without data must share one download and one
+list of runs. The tests do the same a few times.
 """
 
 import contextlib
-import math
+import io
+import pickle
 import random
-import re
-import subprocess
+import shutil
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from signal import SIGINT, SIGKILL, SIGTERM
-from statistics import median
+from signal import SIGKILL, SIGTERM
+from unittest import mock
 
 import torch
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from harness import (
-    PLACES,
-    Script,
-    accept_any_checksum,
-    edited,
-    edits,
-    few_images,
-    ghostnet,
-    hostile_archives,
-    hostile_files,
-    is_one_line,
-    random_arguments,
-    random_flips,
-    real_files,
-    refusal,
-    result,
-    same,
-    saved,
-    survives_flip,
-    tried,
-    try_command_line,
-    wait_for_epoch,
-    write_archive,
-    write_tiny_cifar10,
-)
+from tiny import QUICK, Script, finish, write_tiny_cifar10
 
-RUNS = ["gr_cosine", "resnet56", "gv_cosine"]
-FEW = ["--batch-size", "10", "--lr", "0.01"]
-DYING = Path(__file__).resolve().parent.parent / "tests" / "dying.py"
+import ghostnet
 
+KILLS = 20  # of one run, half of them inside a save
+FLIPS = 300  # of single bits, half of them in each of two checkpoints
+COMMAND_LINES = 300
+PROCESSES = 8  # that start at once
+Attempts = Iterator[tuple[str, bool]]  # what was tried, and whether nothing was lost
 
-@dataclass(frozen=True)
-class Arguments:
-    kills: int = 20
-    """SIGKILLs, half of them inside a save"""
-    flips: int = 500
-    """single bits of a checkpoint, each flipped in a copy"""
-    edits: int = 100
-    """edited tensors in each of three checkpoints; all other values are edited in all ways in one of them"""
-    downloads: int = 12
-    """kills while the data are unpacked"""
-    command_lines: int = 300
-    """random command lines"""
-    seed: int = 0
-    """of all random choices"""
+INSIDE_A_SAVE = """
+import os, random, signal
+def die(descriptor):
+    if ".pth" in os.readlink(f"/proc/self/fd/{descriptor}"):
+        os.ftruncate(descriptor, int(random.random() * os.fstat(descriptor).st_size))
+        os.kill(os.getpid(), signal.SIGKILL)
+os.fsync = die
+"""
+# Processes that wait for each other, and download and draw slowly: they get in each other's way.
+TOGETHER = """
+import os, pathlib, shutil, time
+import torchvision.datasets.utils as utils
+meeting = pathlib.Path(os.environ["MEETING"])
+(meeting / str(os.getpid())).touch()
+while len(list(meeting.iterdir())) < int(os.environ["NUMBER"]):
+    time.sleep(0.01)
+def slow_download(url, folder, filename, md5):
+    print("downloading", flush=True)
+    time.sleep(1)
+    shutil.copy(pathlib.Path(os.environ["TINY"]) / filename, folder)
+def slow_sync(descriptor):
+    if "png" in os.readlink(f"/proc/self/fd/{descriptor}"):
+        time.sleep(1)
+utils.download_url = slow_download
+os.fsync = slow_sync
+"""
 
 
-class Tally:
-    """The rows of the table."""
-
-    def __init__(self):
-        self.rows = {}
-
-    def add(self, what: str, survived: bool) -> None:
-        tried, lost = self.rows.get(what, (0, 0))
-        self.rows[what] = tried + 1, lost + (not survived)
-
-    def __str__(self):
-        lines = ["| what | tried | survived | lost |", "| --- | --- | --- | --- |"]
-        lines += [f"| {what} | {tried} | {tried - lost} | {lost} |" for what, (tried, lost) in self.rows.items()]
-        return "\n".join(lines)
-
-    @property
-    def lost(self) -> int:
-        return sum(lost for _, lost in self.rows.values())
+def contents(path: Path) -> tuple:
+    """All that a repeated run must repeat to the bit: not the measured seconds and the date."""
+    checkpoint = ghostnet.read_checkpoint(path)
+    bits = []
+    for name, tensor in [*checkpoint.model.items(), *checkpoint.momentum.items()]:
+        bits.append((name, tensor.dtype, tensor.numpy().tobytes()))
+    return checkpoint.constants, {**checkpoint.history, "seconds": None}, bits
 
 
-def epochs_held(script: Script) -> dict[str, float]:
-    """The number of epochs in every checkpoint; not a number where one does not load."""
-    held = {}
-    for path in script.checkpoints.glob("*.pth"):
-        try:
-            held[path.name] = ghostnet.read_checkpoint(path).epochs
-        except ghostnet.UserError:
-            held[path.name] = math.nan
-    return held
+def epochs_in(path: Path) -> int:
+    """How far a run has come; less than nothing where its file cannot be read."""
+    if not path.exists():
+        return 0
+    try:
+        return ghostnet.read_checkpoint(path).epochs
+    except ghostnet.UserError:
+        return -1
 
 
-def soak(script: Script, command: list[str], kills: int, rng: random.Random, tally: Tally) -> None:
-    """Start the command and kill it, again and again, then let it finish."""
-    for number in range(kills):
-        before = epochs_held(script)
-        if number % 2:
-            process = script.run(*command, launcher=[DYING, rng.choice(PLACES), ".pth"])
+def kills(script: Script, number: int, rng: random.Random) -> Attempts:
+    """Start a run and end it, again and again; let it finish; train it once without a stop."""
+    script.edit("SAVE_SECONDS = 10", "SAVE_SECONDS = 0")
+    command = ("resnet32", "--batch-size", 25, "--epochs", 8 * number)
+    path = script.checkpoints / f"resnet32-epochs{8 * number}-batch_size25.pth"
+    for attempt in range(number):
+        before = epochs_in(path)
+        if attempt % 2:
+            done = script.run(*command, first=QUICK + INSIDE_A_SAVE)
+            inside = path.with_name(f".{path.name}.tmp").exists()
+            ended = done.returncode == -SIGKILL and inside
+            yield "killed inside a save", ended and epochs_in(path) == before
         else:
+            stop = rng.choice([SIGKILL, SIGTERM])
             process = script.start(*command)
-            for _ in range(rng.randint(0, 2)):
-                wait_for_epoch(process)
-            time.sleep(rng.uniform(0, 1))
-            process.kill()
-            process.communicate()
-        after = epochs_held(script)
-        if process.returncode == -SIGKILL:  # else it was finished before
-            whole = not any(map(math.isnan, after.values()))
-            no_less = all(after.get(name, 0) >= epochs for name, epochs in before.items())
-            tally.add(f"SIGKILL {'inside a save' if number % 2 else 'at a random moment'}", whole and no_less)
-    tally.add("start after the last kill, finishes", script.run(*command).returncode == 0)
+            assert any(": epoch " in line for line in process.stdout)
+            time.sleep(rng.uniform(0, 0.3))
+            process.send_signal(stop)
+            ended = finish(process).returncode == -stop
+            yield f"{stop.name} at random", ended and before < epochs_in(path) < 8 * number
+    done = script.call(*command)
+    yield "goes on in the end", (done.returncode, done.stderr) == (0, "")
+    yield "goes on where it was", "epoch 1/" not in done.stdout
+    yield "leaves nothing behind", not list(script.checkpoints.glob("*.tmp"))
+    stopped = contents(path)
+    path.unlink()
+    script.call(*command)
+    yield "equals a run never stopped", contents(path) == stopped
 
 
-def peak_mib(process: subprocess.Popen) -> float:
-    """The largest resident set that a process has had since the last call."""
-    proc = Path(f"/proc/{process.pid}")
-    peak = re.search(r"VmHWM:\s*(\d+) kB", (proc / "status").read_text())[1]
-    (proc / "clear_refs").write_text("5")
-    return int(peak) / 1024
+def first_starts(script: Script, number: int) -> Attempts:
+    """Start processes at once where there is a finished run, others are missing, and no data."""
+    script.call("resnet32", "--epochs", 1)
+    shutil.rmtree(script.data)
+    (script.folder / "meeting").mkdir()
+    meeting = {"MEETING": str(script.folder / "meeting"), "NUMBER": str(number)}
+    command = ("resnet32", "--epochs", 1, "--seeds", *range(number))
+    trained = 0
+    downloads = 0
+    processes = [script.start(*command, first=QUICK + TOGETHER, **meeting) for _ in range(number)]
+    for process in processes:
+        done = finish(process)
+        shown = "| resnet32-epochs1 " in done.stdout
+        yield "one of several first starts", done.returncode == 0 and shown
+        trained += done.stdout.count(": epoch 1/1")
+        downloads += done.stdout.count("downloading")
+    yield "one download", downloads == 1
+    yield "each run trained once", trained == number - 1
 
 
-def memory_growth(process: subprocess.Popen, epochs: int) -> tuple[float, float]:
-    """MiB by which the median peak of an epoch grows from the first to the last third, and the latter; waits."""
-    _, *peaks = [peak_mib(process) for _ in range(epochs - 1) if wait_for_epoch(process)]
-    process.communicate()
-    first, last = median(peaks[: epochs // 3]), median(peaks[-(epochs // 3) :])
-    return last - first, last
+def flips(whole: Path, number: int, rng: random.Random) -> Attempts:
+    """Flip bits, every other one in the directory of the archive, which ends the file."""
+    expected = contents(whole)
+    content = whole.read_bytes()
+    path = whole.with_name("flipped")
+    for attempt in range(number):
+        flipped = bytearray(content)
+        span = 60_000 if attempt % 2 else len(content)
+        flipped[-1 - rng.randrange(span)] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            yield "flipped bits", contents(path) == expected
+        except ghostnet.UserError:
+            yield "flipped bits", path.read_bytes() == flipped
 
 
-def first_starts(folder: Path, data_dir: Path, number: int, tally: Tally) -> None:
-    """Start without data: killed while unpacking and started again; and two at once."""
-    archive, command = write_archive(data_dir, folder / "archive.tar"), ["gr_cosine", "--epochs", "1", *FEW]
-    trained = Script(folder / "first", folder / "first" / "data")
-    trained.folder.mkdir()
-    trained.download(archive, 0, *command).wait()
+class Bomb:
+    """Unpickled, it ends the process."""
 
-    def script(number, data):
-        script = Script(folder / f"start{number}", folder / data)
-        script.checkpoints.mkdir(parents=True)
-        for path in trained.checkpoints.glob("*.pth"):  # which is evaluated: that is quick
-            (script.checkpoints / path.name).write_bytes(path.read_bytes())
-        return script
-
-    for i in range(number):
-        started = script(i, f"data{i}")
-        process = started.download(archive, 60, *command)
-        unpacking = process.wait_for("unpacking")
-        process.send_signal((SIGKILL, SIGINT, SIGTERM)[i % 3])
-        process.wait()
-        again = started.download(archive, 0, *command).wait()
-        whole = again.returncode == 0 and not again.stderr and "test accuracy" in again.stdout
-        tally.add("kill while unpacking, then a start", unpacking and whole)
-    for i in range(number // 3):
-        first = script(f"{i}a", f"shared{i}").download(archive, 1, *command)
-        second = script(f"{i}b", f"shared{i}").download(archive, 1, *command)
-        for process in (first.wait(), second.wait()):
-            whole = process.returncode == 0 and not process.stderr and "test accuracy" in process.stdout
-            tally.add("process of two at the first start", whole)
+    def __reduce__(self):
+        return sys.exit, ("code in a file was run",)
 
 
-def edit(folder: Path, data_dir: Path, number: int, rng: random.Random, tally: Tally) -> None:
-    """Edit contents of real checkpoints and try what comes of it: all that is no tensor in all ways, else by chance."""
-    data, path = few_images(ghostnet.Cifar10(data_dir, torch.device("cpu"))), folder / "edited.pth"
-    for run, plain in (("resnet32", None), ("gr_cosine", number)):
-        (folder / run).mkdir()
-        with contextlib.redirect_stdout(sys.stderr):
-            files = real_files(folder / run, replace(ghostnet.EXPERIMENTS[run], epochs=2), data)
-        if plain is None:
-            del files["finished"]
-        for kind, (whole, use) in files.items():
-            checkpoint, lies = torch.load(whole, weights_only=True), hostile_archives(whole)
-            pairs = edits(checkpoint, plain, number, rng)
-            for what in [*pairs, *lies]:
-                content = lies[what] if what in lies else saved(edited(checkpoint, *what))
-                answer = tried(content, path, use)
-                row = "archive that lies" if what in lies else f"edited value in a {kind} file"
-                tally.add(row, answer in ("refused", "equal"))
-                if answer not in ("refused", "equal"):
-                    say(f"{run}, {row}, {what}: {answer}")
+def foreign_files(whole: Path) -> dict[str, bytes]:
+    """Contents that no run may go on from, by what is wrong."""
+    content = whole.read_bytes()
+    fields = torch.load(whole, weights_only=True)
+    constants = fields["constants"]
+    history = fields["history"]
+    files = {"empty": b"", "a web page": b"<html>", "code": pickle.dumps(Bomb())}
+    for length in (1, 100, len(content) // 2, len(content) - 22, len(content) - 1):
+        files[f"cut to {length} bytes"] = content[:length]
+    changed = {
+        "another network": {"constants": {**constants, "network": "vgg16"}},
+        "a constant that no run has": {"constants": {**constants, "lr": -1.0}},
+        "an unknown constant": {"constants": {**constants, "dropout": 0.5}},
+        "more epochs than there are": {"history": {name: 9 * history[name] for name in history}},
+        "no epochs": {"history": {name: [] for name in history}},
+        "a ragged history": {"history": {**history, "loss": [1.0, 1.0, 1.0]}},
+        "no numbers": {"model": {name: t * float("nan") for name, t in fields["model"].items()}},
+        "code in a known place": {"trained_on": Bomb()},
+        "one field more": {"more": 1},
+    }
+    saved = {"a tensor": torch.zeros(3), "weights alone": fields["model"]}
+    for name, change in changed.items():
+        saved[name] = {**fields, **change}
+    for part in ("constants", "history", "model", "momentum"):
+        saved[f"nothing as {part}"] = {**fields, part: None}
+        saved[f"without {part}"] = {key: fields[key] for key in fields if key != part}
+    for name, value in saved.items():
+        file = io.BytesIO()
+        torch.save(value, file)
+        files[name] = file.getvalue()
+    return files
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def foreigners(whole: Path) -> Attempts:
+    path = whole.with_name("foreign")
+    for content in foreign_files(whole).values():
+        path.write_bytes(content)
+        yield "cut and foreign files", epochs_in(path) < 0 and path.read_bytes() == content
 
 
-def main(arguments: Arguments) -> int:
-    rng, tally, epochs = random.Random(arguments.seed), Tally(), max(20, arguments.kills)
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(1) as pool:
+OPTIONS = [f"--{name.replace('_', '-')}" for name in vars(ghostnet.Constants())]
+OPTIONS += ["gr_cosine", "resnet32", "gv_s3", "--seeds", "--image-dir", "--device", "--frehs"]
+VALUES = ["1", "3", "512", "0.5", "1e-3", "1 2", "vgg16", "cosine", "cpu"]
+VALUES += ["", "0", "-1", "nan", "inf", "1e400", "9" * 5000, "two\nlines", "--fresh", "-x"]
+
+
+def try_command_line(words: list[str]) -> dict | str:
+    """The runs of a command line, or the text that refuses it; whatever else is raised is a bug."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) as err,
+        mock.patch.object(sys, "argv", ["ghostnet.py", *words]),
+    ):
+        try:
+            return ghostnet.name_runs(tyro.cli(ghostnet.Arguments), {})
+        except ghostnet.UserError as error:
+            return str(error)
+        except SystemExit as stop:
+            assert stop.code == 2, stop.code
+    return err.getvalue()
+
+
+def command_lines(number: int, rng: random.Random) -> Attempts:
+    """Up to three options each, with values that may be theirs, or with random characters."""
+    names = {}
+    for _ in range(number):
+        words = []
+        for _ in range(rng.randint(0, 3)):
+            noise = "".join(map(chr, rng.choices(range(1, 0xD800), k=5)))
+            words += [rng.choice(OPTIONS), *rng.choice([*VALUES, noise]).split(" ")]
+        answer = try_command_line(words)
+        if isinstance(answer, str):
+            yield "command lines, refused", len(answer.strip()) > 0
+        else:
+            same = all(names.setdefault(name, answer[name]) == answer[name] for name in answer)
+            yield "command lines, runs with names of their own", same
+
+
+def main() -> int:
+    tried = Counter()
+    lost = Counter()
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data_dir = write_tiny_cifar10(folder / "data", train=50, test=20)
-        killed, uninterrupted = (Script(folder / name, data_dir) for name in ("killed", "uninterrupted"))
-        for script in (killed, uninterrupted):
-            script.folder.mkdir()
-        options = ["--epochs", str(epochs), *FEW]
-        soaked = pool.submit(soak, killed, RUNS + options, arguments.kills, random.Random(arguments.seed), tally)
-
-        growths = []
-        for run in RUNS:
-            say(f"training {run} for {epochs} epochs, uninterrupted and killed")
-            growths.append(memory_growth(uninterrupted.start(run, *options), epochs))
-        paths = sorted(uninterrupted.checkpoints.glob("*.pth"))
-
-        say("flipping bits")
-        whole, path, marker = paths[0], folder / "run.pth", folder / "marker"
-        content, expected = whole.read_bytes(), ghostnet.read_checkpoint(whole)
-        for position, bit in random_flips(content, arguments.flips, rng):
-            tally.add("flipped bit in a checkpoint", survives_flip(content, position, bit, expected, path))
-        for content in hostile_files(whole, marker).values():
-            path.write_bytes(content)
-            line = refusal(path)
-            tally.add("damaged or hostile file", line is not None and is_one_line(line))
-        tally.add("code in a file, not run", not marker.exists())
-
-        say("trying command lines")
-        for _ in range(arguments.command_lines):
-            answer = try_command_line(random_arguments(rng))
-            tally.add("random command line", isinstance(answer, tuple) or is_one_line(answer))
-
-        say("waiting for the killed runs")
-        soaked.result()
-        for path in paths:
-            equal = same(result(path), result(killed.checkpoints / path.name))
-            tally.add("run equal to the uninterrupted one, to the bit", equal)
-        largest = f"memory growth, at most {max(growths)[0]:.1f} MiB"
-        for growth, peak in growths:
-            tally.add(largest, growth < peak / 10)
-
-        torch.set_num_threads(1)  # as in the processes that are forked
-        say("starting without data")
-        first_starts(folder, data_dir, arguments.downloads, tally)
-        say("editing checkpoints")
-        accept_any_checksum()
-        edit(folder, data_dir, arguments.edits, rng, tally)
-    print(tally)
-    return 1 if tally.lost else 0
+        data = write_tiny_cifar10(folder / "tiny")
+        whole = Script(folder / "whole", data)
+        whole.call("resnet32", "gr_cosine", "--epochs", 1)
+        attempts = [command_lines(COMMAND_LINES, rng)]
+        for path in whole.checkpoints.glob("*.pth"):
+            attempts += [flips(path, FLIPS // 2, rng), foreigners(path)]
+        attempts.append(kills(Script(folder / "killed", data), KILLS, rng))
+        attempts.append(first_starts(Script(folder / "started", data), PROCESSES))
+        for kind in attempts:
+            for what, survived in kind:
+                tried[what] += 1
+                lost[what] += not survived
+    for what in tried:
+        print(f"{what}: {tried[what]}, lost: {lost[what]}")
+    print("something was lost" if lost.total() else "nothing was lost")
+    return int(lost.total() > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments, description=__doc__)))
+    sys.exit(main())

@@ -1,270 +1,258 @@
-"""Kills, full disks, odd command lines, two processes on one run: nothing is lost."""
+"""Kills, full disks, damaged files, several processes, odd commands: nothing is lost."""
 
+import fcntl
 import itertools
+import os
 import random
-import re
 import resource
 import shutil
-import time
-from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
 
 import pytest
+import reliability
 import torch
-from harness import (
-    BAD,
-    GOOD,
-    PLACES,
-    Script,
-    complaint,
-    is_one_line,
-    result,
-    same,
-    saved,
-    train,
-    train_one_epoch,
-    try_command_line,
-    without_summary,
-)
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from tiny import QUICK, Script, files
+from torchvision.datasets import CIFAR10
 
-import ghostnet
-from ghostnet import Arguments, Constants, UserError
-
-FEW = ["--batch-size", 30, "--lr", 0.01]  # two steps an epoch
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+RUN = ("resnet32", "--epochs", 1)
+HALF = ("resnet32", "--epochs", 2, "--batch-size", 25)  # two steps an epoch
+HALF_NAME = "resnet32-epochs2-batch_size25.pth"
 
 
-@pytest.fixture
-def script(tmp_path, fifty_images):
-    return Script(tmp_path, fifty_images)
+def at_step(number, act):
+    """An optimizer's step before which, the time of this number, something happens."""
+    step = torch.optim.SGD.step
+    taken = itertools.count(1)
+
+    def acting(optimizer):
+        if next(taken) == number:
+            act(optimizer)
+        step(optimizer)
+
+    return acting
 
 
-@pytest.fixture
-def twin(tmp_path, script):
-    folder = tmp_path / "twin"
-    folder.mkdir()
-    return Script(folder, script.data_dir)
+def interrupt(_):
+    raise KeyboardInterrupt
+
+
+def complaint(done, code=2):
+    """The one line on stderr of a process that ended with this exit code."""
+    assert done.returncode == code, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ghostnet.py: ")
+    return line
 
 
 @pytest.fixture(scope="module")
-def finished(few, tmp_path_factory):
-    """The file of gr_cosine --epochs 1."""
-    path = tmp_path_factory.mktemp("finished") / "gr_cosine-epochs1.pth"
-    train(path, Constants(epochs=1), few)
-    return path
+def trained(tmp_path_factory, tiny_data):
+    """Two finished runs, and one that has trained one epoch of two."""
+    script = Script(tmp_path_factory.mktemp("trained") / "script", tiny_data)
+    script.call("resnet32", "gr_cosine", "--epochs", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", at_step(3, interrupt))
+        script.call(*HALF)
+    return script
 
 
-@pytest.fixture(scope="module")
-def half(few, tmp_path_factory):
-    """The file of gr_cosine --epochs 2 after the first of them."""
-    path = tmp_path_factory.mktemp("half") / "gr_cosine-epochs2.pth"
-    train_one_epoch(path, Constants(epochs=2), few)
-    return path
+@pytest.fixture
+def known(script, trained):
+    """The script beside those files."""
+    shutil.copytree(trained.checkpoints, script.checkpoints, dirs_exist_ok=True)
+    return script
 
 
-def write(folder, contents):
-    folder.mkdir(exist_ok=True)
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
+# -------------------------------------------------------------------------------- stopped, failing
 
 
-def files(folder):
-    """The contents of all files in a folder by name, without the locks."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
+def test_a_run_stopped_in_every_way_ends_as_one_never_stopped(script):
+    for what, survived in reliability.kills(script, 4, random.Random(0)):
+        assert survived, what
 
 
-def on_a_full_disk(size):
-    """For a process that can write no file above this size."""
-
-    def before():
-        without_summary()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    return before
+def test_ctrl_c_is_one_line_and_ends_nothing_but_the_script(script, monkeypatch):
+    monkeypatch.setattr(torch.optim.SGD, "step", at_step(2, interrupt))
+    done = script.call("resnet32", "--epochs", 2)  # inside of this process, as by %run
+    assert "stopped; the same command" in complaint(done, 130)
+    assert ": epoch 2/2" in script.call("resnet32", "--epochs", 2).stdout
 
 
-# ------------------------------------------------------------------------------------------------ resume and saves
-
-
-@pytest.mark.parametrize(
-    ("run", "epochs", "stops"),
-    [
-        ("gr_cosine", 7, ["write", SIGKILL, "fsync", SIGTERM]),
-        ("vgg16", 4, ["replace", SIGINT]),
-    ],
-)
-def test_a_run_stopped_in_every_way_ends_as_one_never_stopped(run, epochs, stops, script, twin):
-    command = [run, "--epochs", epochs, *FEW]
-    uninterrupted = twin.fork(*command, before=without_summary)
-    path = script.checkpoints / f"{run}-epochs{epochs}-lr0.01-batch_size30.pth"
-    for stop in stops:
-        before, left = path.read_bytes() if path.exists() else None, {*path.parent.glob("*.tmp")}
-        if stop in PLACES:
-            assert script.run_and_die(stop, ".pth", *command).returncode == -SIGKILL
-            assert {*path.parent.glob(f".{path.name}.????????.tmp")} - left  # it was inside a save
-            assert (path.read_bytes() if path.exists() else None) == before
-            continue
-        process = script.fork(*command, before=without_summary)
-        assert process.wait_for(": epoch ")
-        time.sleep(random.uniform(0, 0.2))
-        process.send_signal(stop)
-        process = process.wait()
-        if stop == SIGKILL:
-            assert process.returncode == -SIGKILL
-        else:
-            assert f"stopped by {stop.name}; the same command" in complaint(process, 128 + stop)
-        assert not ghostnet.read_checkpoint(path).finished
-
-    last = script.run(*command)
-    assert (last.returncode, last.stderr) == (0, "")
-    assert "epoch 1/" not in last.stdout
-    uninterrupted = uninterrupted.wait()
-    assert (uninterrupted.returncode, uninterrupted.stderr) == (0, "")
-    assert same(result(path), result(twin.checkpoints / path.name))
-
-
-def test_a_run_may_change_its_precision(few, half, tmp_path):
-    shutil.copy(half, tmp_path)
-    done = ghostnet.train(tmp_path / half.name, Constants(epochs=2), few, torch.float16, Arguments())
-    assert "float16" in done.trained_on
-
-
-def test_a_full_disk_keeps_the_checkpoint(script, half):
-    held = {half.name: half.read_bytes()}
-    write(script.checkpoints, held)
-    line = complaint(script.fork("gr_cosine", "--epochs", 2, before=on_a_full_disk(100_000)).wait(), 2)
-    assert f"{half.name} cannot be written (File too large): what it held is kept" in line
-    assert files(script.checkpoints) == held
-
-
-def test_a_full_disk_and_a_kill_keep_the_pictures(script, finished):
-    held = {"training_curves.png": b"previous", "ghost_visualization.png": b"previous"}
-    write(script.checkpoints, {finished.name: finished.read_bytes()})
-    write(script.images, held)
-
-    def before():
-        draw = ghostnet.draw_curves
-        on_a_full_disk(10_000)()
-        ghostnet.draw_curves = draw
-
-    line = complaint(script.fork("gr_cosine", "--epochs", 1, before=before).wait(), 2)
-    assert "training_curves.png cannot be written (File too large): what it held is kept" in line
-    assert files(script.images) == held
-    assert script.run_and_die("write", ".png", "gr_cosine", "--epochs", 1).returncode == -SIGKILL
-    (left,) = files(script.images).keys() - held.keys()
-    assert re.fullmatch(r"\.training_curves\.png\.[0-9a-f]{8}\.tmp", left)  # it was inside a save
-    assert files(script.images).items() >= held.items()
-
-
-def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(script, half):
-    checkpoint = torch.load(half, weights_only=True)
-    checkpoint["constants"]["lr"] = 1e9
-    name = "gr_cosine-epochs2-lr1000000000.0.pth"
-    held = {name: saved(checkpoint)}
-    write(script.checkpoints, held)
-    command = ["gr_cosine", "--epochs", 2, "--lr", 1e9, "--precision", "float32"]
-    line = complaint(script.fork(*command, before=without_summary).wait(), 2)
-    assert "the loss is not finite in epoch 2: try a smaller --lr" in line
-    assert files(script.checkpoints) == held
-    assert ghostnet.read_checkpoint(script.checkpoints / name).epochs == 1
-
-
-def test_a_loss_that_is_never_finite_saves_nothing(few, tmp_path):
-    with pytest.raises(UserError, match="not finite in epoch 1"):
-        train(tmp_path / "run.pth", Constants(epochs=1, lr=1e9, batch_size=10), few)
-    assert files(tmp_path) == {}
-
-
-def test_a_run_does_not_continue_from_a_part_of_its_state(few, half, tmp_path):
-    checkpoint = torch.load(half, weights_only=True)
-    for part in checkpoint:
-        held = {half.name: saved({key: checkpoint[key] for key in checkpoint if key != part})}
-        write(tmp_path, held)
-        with pytest.raises(UserError, match=f"not a checkpoint of this script .*{part}"):
-            train(tmp_path / half.name, Constants(epochs=2), few)
-        assert files(tmp_path) == held
-
-
-# ---------------------------------------------------------------------------------------------------- command line
-
-NAMES = {}  # of all runs that the test below saw, with their constants
-TEXT = st.text(st.characters(exclude_categories=(), exclude_characters="\0")).map(lambda word: [word])
-TROUBLE = st.one_of(st.sampled_from([*BAD, ["--help"]]), TEXT)
-OPTIONS = st.tuples(st.lists(st.sampled_from(GOOD), max_size=4), st.lists(TROUBLE, max_size=1))
-ARGUMENTS = (
-    OPTIONS.map(lambda options: options[0] + options[1]).flatmap(st.permutations).map(itertools.chain.from_iterable)
-)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(ARGUMENTS.map(list))
-def test_any_command_line_is_runs_with_names_of_their_own_or_one_line(words):
+def test_a_full_disk_keeps_the_checkpoint(known):
+    before = files(known.checkpoints)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
     try:
-        answer = try_command_line(words)
-    except SystemExit as stop:
-        assert stop.code == 0  # --help
-        return
-    if isinstance(answer, UserError):
-        assert is_one_line(answer)
-        return
-    arguments, runs = answer
-    assert len(runs) == len(set(arguments.experiments)) * max(1, len(set(arguments.seeds)))
-    for name, constants in runs.items():
-        assert re.fullmatch(r"[\w.+-]+", name)
-        assert NAMES.setdefault(name, constants) == constants
+        done = known.call(*HALF)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"{HALF_NAME} cannot be written" in complaint(done)
+    assert files(known.checkpoints) == before
 
 
-def test_every_bad_option_is_refused():
-    answers = {" ".join(words): try_command_line(["resnet56", *words]) for words in BAD}
-    assert [words for words, answer in answers.items() if not isinstance(answer, UserError)] == []
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(known, monkeypatch):
+    def spoil(optimizer):
+        optimizer.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    before = files(known.checkpoints)
+    monkeypatch.setattr(torch.optim.SGD, "step", at_step(2, spoil))
+    assert "the loss is not finite in epoch 2: try" in complaint(known.call(*HALF))
+    assert files(known.checkpoints) == before
 
 
-def test_a_bad_command_line_costs_one_line_and_no_file(script):
-    (script.folder / "file").touch()
-    bad = [["resnet101"], ["--device", "no\nsuch"], ["gr_cosine", "--checkpoint-dir", "file"], ["--image-dir", "file"]]
-    for process in [script.fork(*words).wait() for words in bad]:
-        complaint(process, 2)
-    assert [path.name for path in script.folder.rglob("*") if path.is_file()] == ["file"]
+def test_too_little_memory_is_one_line_and_costs_one_run(known, monkeypatch):
+    def fail(_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", at_step(1, fail))
+    done = known.call("resnet56", "resnet32", "--epochs", 1)
+    assert "resnet56-epochs1: too little GPU memory: try a smaller" in complaint(done)
+    assert "resnet32-epochs1: test accuracy" in done.stdout
 
 
-# ------------------------------------------------------------------------------------------------ several processes
+# ----------------------------------------------------------------------------------- damaged files
 
 
-def test_one_run_is_trained_by_one_process(script, twin):
-    command = ["gr_cosine", "--epochs", 3, *FEW]
-    uninterrupted, first = (each.fork(*command, before=without_summary) for each in (twin, script))
-    assert first.wait_for(": epoch ")
-    first.send_signal(SIGSTOP)  # and keeps the run
-    second = script.fork(*command, before=without_summary).wait()
-    first.send_signal(SIGCONT)
-    assert "is being trained by another process" in complaint(second, 2)
-    for process in (uninterrupted.wait(), first.wait()):
-        assert (process.returncode, process.stderr) == (0, "")
-    (name,) = files(twin.checkpoints)
-    assert same(result(script.checkpoints / name), result(twin.checkpoints / name))
+@pytest.mark.parametrize("name", [HALF_NAME, "gr_cosine-epochs1.pth"])
+def test_a_flipped_bit_is_refused_or_changes_nothing(name, trained):
+    for _, survived in reliability.flips(trained.checkpoints / name, 30, random.Random(0)):
+        assert survived
 
 
-def test_torchrun_spreads_the_runs_and_names_the_one_that_failed(script, twin):
-    command = ["resnet32", "--seeds", 0, 1, 2, "--epochs", 1, *FEW]
-    alone = twin.fork(*command, before=without_summary)
-    together = script.run(*command, launcher=TORCHRUN)
-    assert together.returncode == 0, together.stderr
-    assert together.stdout.count("| run ") == 1
-    assert alone.wait().returncode == 0
-    names = files(twin.checkpoints).keys()
-    assert len(names) == 3
-    assert files(script.checkpoints).keys() == names
-    assert all(same(result(script.checkpoints / name), result(twin.checkpoints / name)) for name in names)
+def test_each_bad_file_is_one_line_and_the_other_runs_go_on(known, recwarn):
+    bad = reliability.foreign_files(known.checkpoints / HALF_NAME)
+    for seed, content in enumerate(bad.values(), 1):
+        (known.checkpoints / f"resnet32-epochs1-seed{seed}.pth").write_bytes(content)
+    before = files(known.checkpoints)
+    for seeds, code in (([0], 0), (range(len(bad) + 1), 2)):
+        done = known.call(*RUN, "--seeds", *seeds)
+        assert done.returncode == code
+        lines = done.stderr.splitlines()
+        said = [line for line in lines if "is no checkpoint of this script" in line]
+        assert len(said) == len(lines) == len(bad)
+        assert "resnet32-epochs1: test accuracy" in done.stdout
+        assert files(known.checkpoints) == before
+    assert not [warning for warning in recwarn if "ghostnet" in warning.filename]
 
-    damaged, missing = sorted(names)[:2]
-    (script.checkpoints / damaged).write_bytes(b"damaged")
-    (script.checkpoints / missing).unlink()
-    process = script.run(*command, launcher=TORCHRUN)
-    assert process.returncode == 1  # torchrun's own
-    ours = [line for line in process.stderr.splitlines() if line.startswith("ghostnet.py: ")]
-    assert len(ours) == 1
-    assert f"checkpoints/{damaged} is not a checkpoint" in ours[0]
-    assert process.stdout.count("| run ") == 2  # of what is known, and of all
-    assert (script.checkpoints / damaged).read_bytes() == b"damaged"
-    assert same(result(script.checkpoints / missing), result(twin.checkpoints / missing))
+
+@pytest.mark.parametrize("other", ["gr_cosine-epochs1.pth", "resnet32-epochs1.pth"])
+def test_the_file_of_another_network_or_seed_is_refused_and_stays(other, known):
+    path = known.checkpoints / "resnet32-epochs1-seed1.pth"
+    shutil.copy(known.checkpoints / other, path)
+    before = files(known.checkpoints)
+    done = known.call(*RUN, "--seeds", 1, 0)
+    assert f"{path} holds another run: move it away" in complaint(done)
+    assert "resnet32-epochs1: test accuracy" in done.stdout
+    assert "±" not in done.stdout  # of two seeds
+    assert files(known.checkpoints) == before
+
+
+# ------------------------------------------------------------------------ several processes, data
+
+
+def test_processes_share_a_first_start_and_a_list_of_runs_and_train_each_anew_once(script):
+    for what, survived in reliability.first_starts(script, 2):
+        assert survived, what
+    meeting = script.folder / "torchrun"
+    meeting.mkdir()
+    done = script.run(
+        *(*RUN, "--seeds", 0, 1, 2, "--fresh"),
+        first=QUICK + reliability.TOGETHER,
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        MEETING=str(meeting),
+        NUMBER="2",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": epoch 1/1") == 3
+    assert done.stdout.count("results:") == 2  # of one process, for two networks
+
+
+def test_a_locked_run_is_passed_over(known):
+    with open(known.checkpoints / ".resnet56-epochs1.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = known.call("resnet56", "resnet32", "--epochs", 1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "resnet56-epochs1: passed over, another process is training it" in done.stdout
+    assert "resnet32-epochs1: test accuracy" in done.stdout
+    assert not (known.checkpoints / "resnet56-epochs1.pth").exists()
+
+
+def test_complete_data_are_never_written_to(known):
+    def times():
+        paths = (known.data, *known.data.rglob("*"))
+        return {path: path.stat().st_mtime_ns for path in paths}
+
+    before = times()
+    assert known.call(*RUN).returncode == 0
+    assert known.call(*RUN, "--data-dir", known.data / CIFAR10.base_folder).returncode == 0
+    assert times() == before  # not even a lock was made and removed again
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_an_archive_that_is_there_is_unpacked_without_a_network(torn, known):
+    if torn:
+        os.truncate(known.data / CIFAR10.base_folder / "data_batch_2", 1000)
+    else:
+        shutil.rmtree(known.data / CIFAR10.base_folder)
+    done = known.call(*RUN)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "resnet32-epochs1: test accuracy" in done.stdout
+
+
+def test_no_data_or_a_file_in_the_place_of_a_folder_is_one_line(known):
+    file = known.folder / "file"
+    file.touch()
+    for option in ("--data-dir", "--checkpoint-dir", "--image-dir"):
+        assert str(file) in complaint(known.call(*RUN, option, file))
+    shutil.rmtree(known.data)
+    line = complaint(known.call(*RUN))  # there is no network either
+    assert f"no CIFAR-10 in {known.data}" in line
+
+
+# ------------------------------------------------------------------------- command lines, constants
+
+
+BAD = """
+resnet101; ../gr_cosine; 0.1; --frehs; --lr=0.1=0.2; --network alexnet; --network; --ratio 513
+--ratio 0; --ratio 1.5; --dw-kernel-size 2; --dw-kernel-size 15; --schedule one_cycle; --seeds x
+--milestones 0 5; --milestones 5 5; --milestones 3 2 1; --epochs 0; --epochs 100001; --epochs 1 2
+--lr 0; --lr -1; --lr nan; --lr inf; --momentum 1; --momentum nan; --weight-decay -1e-4; --seed -1
+--cheap-weight-decay inf; --batch-size 0; --batch-size 50001; --seed 2147483648; --seeds 0 -1
+--device tpu; --precision float64; --fresh yes
+"""
+
+
+def test_any_command_line_is_runs_with_names_of_their_own_or_a_refusal():
+    attempts = list(reliability.command_lines(40, random.Random(0)))
+    assert len({what for what, _ in attempts}) == 2
+    assert all(survived for _, survived in attempts)
+    for words in BAD.strip().replace("\n", ";").split(";"):
+        assert isinstance(reliability.try_command_line(["resnet56", *words.split()]), str), words
+
+
+ODD = {
+    "epochs: int = 200": ["epochs: int = 0", 'epochs: int = "two"', "epochs: int = 2.5"],
+    "lr: float = 0.1": ['lr: float = float("nan")', "lr: float = None"],
+    "dw_kernel_size: int = 3  #": ["dw_kernel_size: int = 4  #"],
+    '= "resnet56"': ['= "resnet20"'],
+    '= "cosine"': ['= "linear"'],
+    "(100, 150)": ["(150, 100)", "100", '("a", "b")'],
+}
+
+
+@pytest.mark.filterwarnings("ignore:The field")  # of tyro, about the types
+def test_an_odd_constant_is_refused(script):
+    text = script.path.read_text()
+    for old, odd in ODD.items():
+        for new in odd:
+            script.edit(old, new)
+            done = script.call("gr_cosine")
+            assert done.returncode == 2, new
+            assert done.stderr.startswith("ghostnet.py: "), new
+            script.path.write_text(text)
+
+
+def test_constants_at_their_limits_train(script):
+    limits = "--dw-kernel-size 13 --momentum 0 --lr 1e-9 --weight-decay 1000 --seed 2147483647"
+    limits += " --batch-size 50000 --schedule multistep --milestones"
+    for ratio in (1, 512):
+        done = script.call(*RUN, "--ratio", ratio, *limits.split())
+        assert (done.returncode, done.stderr) == (0, "")

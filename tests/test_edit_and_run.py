@@ -1,0 +1,165 @@
+"""The script as its user meets it: constants edited and given, what it prints, where it runs."""
+
+import re
+import shutil
+
+import matplotlib.image
+import pytest
+import torch
+from tiny import ROOT, files
+
+import ghostnet
+
+EPOCHS = ("epochs: int = 200", "epochs: int = 1")
+
+
+@pytest.fixture
+def shipped(script):
+    """The script beside two files that are shipped."""
+    for name in ("gr_cosine.pth", "gr_multistep.pth"):
+        shutil.copy(ROOT / "checkpoints" / name, script.checkpoints)
+    return script
+
+
+def test_an_edited_constant_trains_a_run_of_its_own_and_edited_back_finds_the_shipped_one(shipped):
+    before = files(shipped.checkpoints)
+    shipped.edit(*EPOCHS)
+    done = shipped.run("gr_cosine")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gr_cosine-epochs1 is gr_cosine with epochs 1 instead of 200\n" in done.stdout
+    assert "gr_cosine-epochs1: epoch 1/1, loss" in done.stdout
+    assert files(shipped.checkpoints).keys() - before.keys() == {"gr_cosine-epochs1.pth"}
+    assert files(shipped.checkpoints).items() >= before.items()
+    assert "gr_cosine: complete, 200 epochs" in shipped.call("gr_cosine", "--epochs", 200).stdout
+
+    shipped.edit(*reversed(EPOCHS))
+    done = shipped.call("gr_cosine")
+    assert done.returncode == 0
+    assert "gr_cosine: complete, 200 epochs" in done.stdout
+    assert ": epoch " not in done.stdout
+    assert "instead of" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "run", "difference"),
+    [
+        ("ratio: int = 2  #", "ratio: int = 3  #", "ratio3-epochs1", "ratio 3 instead of 2"),
+        ("lr: float = 0.1", "lr: float = 0.05", "epochs1-lr0.05", "lr 0.05 instead of 0.1"),
+        ('= "resnet56"', '= "resnet32"', "networkresnet32-epochs1", "network resnet32 instead"),
+    ],
+)
+def test_every_edit_is_named_and_announced(shipped, old, new, run, difference):
+    before = files(shipped.checkpoints)
+    shipped.edit(*EPOCHS)
+    shipped.edit(old, new)
+    done = shipped.call("gr_cosine")
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = [line for line in done.stdout.splitlines() if "instead of" in line]
+    assert line.startswith(f"gr_cosine-{run} is gr_cosine with ")
+    assert difference in line
+    assert "epochs 1 instead of 200" in line
+    assert files(shipped.checkpoints).keys() - before.keys() == {f"gr_cosine-{run}.pth"}
+    assert files(shipped.checkpoints).items() >= before.items()
+
+
+def test_an_edited_experiment_leaves_a_shipped_file_alone_and_is_what_a_new_one_holds(shipped):
+    before = files(shipped.checkpoints)
+    small = 'Constants(network="resnet32", epochs=1'
+    shipped.edit('Constants(schedule="multistep"', f'{small}, schedule="multistep"')
+    shipped.edit("Constants(ratio=20, dw_kernel_size=5", small)
+    done = shipped.call("gr_multistep", "gr_s20")
+    assert (done.returncode, done.stderr) == (0, "")
+    run = "gr_multistep-networkresnet32-epochs1"
+    differences = "network resnet32 instead of resnet56, epochs 1 instead of 200"
+    assert f"{run} is gr_multistep with {differences}\n" in done.stdout
+    assert files(shipped.checkpoints).keys() - before.keys() == {f"{run}.pth", "gr_s20.pth"}
+    assert files(shipped.checkpoints).items() >= before.items()
+    assert ghostnet.read_checkpoint(shipped.checkpoints / "gr_s20.pth").constants.ratio == 2
+
+    shipped.edit(f'"gr_s20": {small}', f'"gr_s20": {small}, milestones=(1, 2)')
+    again = shipped.call("gr_s20")
+    run = "gr_s20-milestones1_2"
+    assert f"{run} is gr_s20 with milestones (1, 2) instead of (100, 150)\n" in again.stdout
+    assert f"{run}: epoch 1/1" in again.stdout
+
+
+def test_options_are_edits_and_one_equal_to_a_default_counts(shipped):
+    before = files(shipped.checkpoints)
+    command = ["--schedule", "cosine", "--network", "resnet32", "--epochs", 1, "--seeds", 0, 3]
+    done = shipped.call("gr_multistep", *command)
+    assert (done.returncode, done.stderr) == (0, "")
+    run = "gr_multistep-networkresnet32-schedulecosine-epochs1"
+    assert f"{run} is gr_multistep with network resnet32 instead of resnet56, sch" in done.stdout
+    assert files(shipped.checkpoints).keys() - before.keys() == {f"{run}.pth", f"{run}-seed3.pth"}
+    assert files(shipped.checkpoints).items() >= before.items()
+
+
+REPORTS = [
+    "flops: 127.93M", "params: 0.86M", "flops: 67.50M", "params: 0.44M",
+    "flops reduction: 1.90x (paper claims ~2x)", "param reduction: 1.95x (paper claims ~2x)",
+    "flops: 314.57M", "params: 14.99M", "flops: 159.22M", "params: 7.65M",
+    "flops reduction: 1.98x (paper claims ~2x)", "param reduction: 1.96x (paper claims ~2x)",
+]  # fmt: skip
+
+
+def test_the_bare_command_trains_reports_and_draws(script):
+    done = script.call("--epochs", 1, quick=False)
+    assert (done.returncode, done.stderr) == (0, "")  # and no progress bar, without a terminal
+    lines = done.stdout.splitlines()
+    assert [line.strip() for line in lines if re.match(" +(flops|param)", line)] == REPORTS
+    version = re.escape(torch.__version__)
+    assert re.search(rf"^.* CPU, .*float.*, torch {version}$", done.stdout, re.M)
+    checkpoints, _ = ghostnet.read_all(script.checkpoints)
+    assert list(checkpoints) == ["gr_cosine-epochs1", "gr_multistep-epochs1", "gv_cosine-epochs1"]
+    for run, checkpoint in checkpoints.items():
+        accuracy = f"{checkpoint.accuracy:.2f}"
+        assert f"{run}: test accuracy {accuracy}% now, {accuracy}% when trained" in done.stdout
+        epoch = rf"{run}: epoch 1/1, loss \d.\d+, train [\d.]+%, test {accuracy}%, [\d,]+ img/s"
+        row = rf"\| {run} +\| ghost-\w+ +\| \w+ +\| 1 +\| {accuracy} +\| 9\d.\d +\| [\d.]+M +\| .*"
+        assert [line for line in lines if re.fullmatch(epoch, line)]
+        assert [line for line in lines if re.fullmatch(row, line)]
+    for picture in ("ghost_visualization.png", "training_curves.png"):
+        height, width, _ = matplotlib.image.imread(script.images / picture).shape
+        assert width > 1.5 * height > 600
+
+
+def test_what_is_known_is_shown_before_what_is_missing_is_trained(script):
+    script.call("resnet32", "--epochs", 2)
+    done = script.call("resnet56", "resnet32", "--epochs", 2)
+    parts = ["| resnet32-epochs2 ", "resnet56-epochs2: epoch 1/2", "resnet56-epochs2: epoch 2/2"]
+    parts += ["resnet56-epochs2: complete", "resnet32-epochs2: complete", "| resnet56-epochs2 "]
+    places = [done.stdout.index(part) for part in parts]
+    assert places == sorted(places)
+    assert re.search(r"epoch 2/2, loss .* img/s, \d:\d\d:\d\d left$", done.stdout, re.M)
+
+
+def test_the_backend_of_a_notebook_and_a_users_own_style_change_nothing(script, tmp_path):
+    script.call("gr_cosine", "--epochs", 1, quick=False)
+    pictures = {path.name: path.read_bytes() for path in script.images.glob("*.png")}
+    shutil.rmtree(script.images)
+    style = tmp_path / "matplotlibrc"
+    style.write_text("savefig.format: pdf\nimage.origin: lower\ntext.usetex: True\n")
+    done = script.run(
+        *("gr_cosine", "--epochs", 1),
+        first='sys.modules["matplotlib_inline"] = None',  # as where it is not installed
+        MPLBACKEND="module://matplotlib_inline.backend_inline",
+        MATPLOTLIBRC=str(style),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(pictures) == 2
+    assert {path.name: path.read_bytes() for path in script.images.glob("*.png")} == pictures
+
+
+def test_a_gpu_that_this_torch_cannot_use_is_said(script, tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.touch(mode=0o755)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = ["resnet32", "--epochs", 1]
+    done = script.call(*command, "--device", "auto")
+    assert done.returncode == 0
+    assert len(done.stderr.splitlines()) == 1
+    assert "this torch cannot use the GPU that is here" in done.stderr
+    assert script.call(*command).stderr == ""  # --device cpu is what was asked for
+    assert "--device cuda is not there" in script.call(*command, "--device", "cuda").stderr
