@@ -1,16 +1,13 @@
 """GhostNet on CIFAR-10: Ghost-ResNet-56 and Ghost-VGG-16, trained, counted and drawn by one script.
 
-A ghost module replaces a convolution: an ordinary convolution makes a few intrinsic feature maps,
-and a cheap depthwise convolution makes the others, their ghosts, from those. The idea, the networks
-and the numbers to compare with are those of Han et al., "GhostNet: More Features from Cheap
-Operations", https://arxiv.org/abs/1911.11907.
+In a ghost module an ordinary convolution makes a few intrinsic feature maps, and a cheap depthwise
+convolution makes the others, their ghosts, from those: Han et al., "GhostNet: More Features from
+Cheap Operations", https://arxiv.org/abs/1911.11907.
 
     python ghostnet.py                                   the three ghost runs that are shipped
     python ghostnet.py gr_cosine --epochs 30 --seed 1    one run with other constants
-    torchrun --nproc-per-node 2 ghostnet.py --seeds 0 1 2    many runs, shared among processes
 
-It shows what is trained already and trains what is missing, each run in a file of its own. It draws
-pictures, prints a table and, in two reports,
+It shows what is trained already, trains what is missing, draws pictures, and prints a table and
 
     resnet-56   flops: 127.93M -> 67.50M (1.90x)    params: 0.86M -> 0.44M (1.95x)
     vgg-16      flops: 314.57M -> 159.22M (1.98x)   params: 14.99M -> 7.65M (1.96x)
@@ -23,14 +20,13 @@ import os
 import platform
 import re
 import shutil
-import statistics
 import sys
 import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date, timedelta
+from datetime import timedelta
 from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
@@ -40,13 +36,13 @@ if importlib.util.find_spec("matplotlib_inline") is None:
     os.environ.pop("MPLBACKEND", None)  # a notebook's, without which matplotlib cannot be imported
 
 import filelock
-import matplotlib.figure
 import matplotlib.style
 import thop
 import torch
 import torch.nn.functional as F
 import torchvision
 import tyro
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -71,7 +67,7 @@ class Constants:
 
     @property
     def architecture(self) -> str:
-        """Name of the network, with s and d where they are not the paper's 2 and 3."""
+        """Its name, with s and d where they are not the paper's 2 and 3."""
         if self.ratio == 1:
             return self.network
         s = "" if self.ratio == 2 else f" s={self.ratio}"
@@ -113,7 +109,7 @@ class Arguments:
     data_dir: Path = HERE / "data"  # where cifar-10-batches-py is or is downloaded to
     checkpoint_dir: Path = HERE / "checkpoints"  # folder of the runs' files
     image_dir: Path = HERE / "images"  # folder of the pictures
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: the first that is there
+    device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: a GPU where there is one
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: the best native
     cuda_graph: bool = True  # record the training step as one CUDA graph (CUDA only)
     fresh: bool = False  # train from the start, replacing what the run's file holds
@@ -201,7 +197,7 @@ class GhostModule(nn.Module):
         return torch.cat([intrinsic, ghosts], dim=-3)
 
 
-def of_primary_conv(name: str) -> property:
+def of_primary_conv(name):
     return property(lambda ghost: getattr(ghost.primary_conv, name))
 
 
@@ -330,12 +326,12 @@ class UserError(Exception):
     """Something that the user can mend: one line on stderr and exit code 2."""
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition, message):
     if not condition:
         raise UserError(message)
 
 
-def load_cifar10(root: Path) -> tuple[torchvision.datasets.CIFAR10, torchvision.datasets.CIFAR10]:
+def load_cifar10(root):
     """Training and test images as torchvision has them; what is missing is unpacked or fetched."""
     dataset = torchvision.datasets.CIFAR10
     if root.name == dataset.base_folder:
@@ -349,14 +345,14 @@ def load_cifar10(root: Path) -> tuple[torchvision.datasets.CIFAR10, torchvision.
                 dataset(root, download=True)
         return dataset(root, train=True), dataset(root, train=False)
     except Exception as error:  # a download can raise all kinds
-        hint = f"put {dataset.filename} into it, or name another folder by --data-dir"
+        hint = f"put {dataset.filename} there or give --data-dir"
         raise UserError(f"no CIFAR-10 in {root} ({error}): {hint}") from None
 
 
 class Cifar10:
     """CIFAR-10 as uint8 tensors on the device, where batches are cropped, mirrored, normalized."""
 
-    def __init__(self, root: Path, device: torch.device):
+    def __init__(self, root, device):
         train, test = load_cifar10(root.resolve())
         self.classes = test.classes
         padding = (0, 0, PADDING, PADDING, PADDING, PADDING)
@@ -367,13 +363,13 @@ class Cifar10:
         self.mean = 255 * torch.tensor(MEAN, device=device).view(3, 1, 1)
         self.std = 255 * torch.tensor(STD, device=device).view(3, 1, 1)
 
-    def epoch_plan(self) -> Tensor:
+    def epoch_plan(self):
         """An epoch's random choices on the CPU: index, top, left, mirrored or not; (N, 4)."""
         n = len(self.train_images)
         top, left = torch.randint(2 * PADDING + 1, (2, n))
         return torch.stack([torch.randperm(n), top, left, torch.randint(2, (n,))], dim=1)
 
-    def train_batch(self, plan: Tensor) -> tuple[Tensor, Tensor]:
+    def train_batch(self, plan):
         """The augmented images (n, 3, 32, 32) and labels (n,) of n rows of the plan."""
         index, top, left, mirrored = plan.unbind(1)
         span = torch.arange(32, device=plan.device)
@@ -382,7 +378,7 @@ class Cifar10:
         picked = self.train_images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
         return self.normalize(picked), self.train_labels[index]
 
-    def normalize(self, images: Tensor) -> Tensor:
+    def normalize(self, images):
         """uint8 (n, 32, 32, 3) -> float (n, 3, 32, 32), channels_last, zero mean, unit std."""
         return (images.permute(0, 3, 1, 2) - self.mean) / self.std
 
@@ -397,38 +393,39 @@ class Checkpoint:
 
     constants: Constants
     history: dict[str, list[float]]  # a number an epoch for each of HISTORY
-    trained_on: str  # hardware, precision, version of torch, date; "; " between several
-    model: dict[str, Tensor]  # the network's state_dict; in float16 when the run is finished
-    momentum: dict[str, Tensor]  # of each parameter by name; empty when finished
+    trained_on: str  # hardware, precision and version of torch; "; " between several
+    model: dict[str, Tensor] = field(compare=False)  # state_dict; of a finished run in float16
+    momentum: dict[str, Tensor] = field(compare=False)  # by parameter; of a finished run empty
 
     @property
-    def epochs(self) -> int:
+    def epochs(self):
         return len(self.history["loss"])
 
     @property
-    def finished(self) -> bool:
+    def finished(self):
         return self.epochs == self.constants.epochs
 
     @property
-    def accuracy(self) -> float:
+    def accuracy(self):
         return self.history["test_accuracy"][-1]
 
-    @property
-    def seconds(self) -> float:
-        return sum(self.history["seconds"])
-
-    def network(self, device: torch.device) -> nn.Module:
+    def network(self, device):
         """The network with these weights, in float32 and channels_last on the device."""
         model = build_network(self.constants)
         model.load_state_dict(self.model)
         return model.to(device, memory_format=torch.channels_last)
 
-    def save(self, path: Path) -> None:
+    def is_finite(self):
+        history = torch.tensor([self.history[name] for name in HISTORY])
+        tensors = [history, *self.model.values(), *self.momentum.values()]
+        return all(tensor.isfinite().all() for tensor in tensors)
+
+    def save(self, path):
         fields = {**vars(self), "constants": asdict(self.constants)}
         write_atomically(path, lambda file: torch.save(fields, file))
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path):
     """The checkpoint, on the CPU. Raises UserError for what this script did not write."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum
@@ -438,21 +435,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         require(checkpoint.constants.keys() == asdict(Constants()).keys(), "other constants")
         checkpoint.constants = Constants(**checkpoint.constants)
         check_constants(checkpoint.constants)
-        history = torch.tensor([checkpoint.history[name] for name in HISTORY])
         require(1 <= checkpoint.epochs <= checkpoint.constants.epochs, "another number of epochs")
         network = checkpoint.network(torch.device("cpu"))  # raises for another network's weights
-        if not checkpoint.finished:
-            for name, parameter in network.named_parameters():
-                require(checkpoint.momentum[name].shape == parameter.shape, "other momentum")
-        for values in (history, *checkpoint.model.values(), *checkpoint.momentum.values()):
-            require(bool(values.isfinite().all()), "numbers that are not finite")
+        network.load_state_dict({**checkpoint.model, **checkpoint.momentum})  # and for its momentum
+        require(checkpoint.is_finite(), "numbers that are not finite")
         return checkpoint
     except Exception as error:  # a file by someone else can raise all kinds
         reason = f"{type(error).__name__}: {error}"[:200]
         raise UserError(f"{path} is no checkpoint of this script ({reason}): move it") from None
 
 
-def read_all(folder: Path) -> tuple[dict[str, Checkpoint], dict[str, UserError]]:
+def read_all(folder):
     """The checkpoints in a folder by name, and why others are refused."""
     checkpoints = {}
     refused = {}
@@ -464,13 +457,12 @@ def read_all(folder: Path) -> tuple[dict[str, Checkpoint], dict[str, UserError]]
     return checkpoints, refused
 
 
-def write_atomically(path: Path, write: Callable[[io.BytesIO], None]) -> None:
+def write_atomically(path, write):
     """Write beside and rename: a kill or a full disk leaves the previous file whole."""
     content = io.BytesIO()  # torch.save ends the process where a disk is full
     write(content)
     beside = path.with_name(f".{path.name}.tmp")  # always the same: what a kill leaves is reused
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
             file.write(content.getbuffer())
             file.flush()
@@ -482,15 +474,15 @@ def write_atomically(path: Path, write: Callable[[io.BytesIO], None]) -> None:
 
 
 # -------------------- training
-def learning_rate(constants: Constants, epoch: int) -> float:
-    """Learning rate of an epoch, the first of which is 1."""
+def learning_rate(constants, epoch):
+    """Of an epoch, the first of which is 1."""
     if constants.schedule == "multistep":
         passed = sum(epoch > milestone for milestone in constants.milestones)
         return constants.lr * 0.1**passed
     return constants.lr * (1 + math.cos(math.pi * (epoch - 1) / constants.epochs)) / 2
 
 
-def evaluate(model: nn.Module, data: Cifar10, precision: torch.dtype = torch.float32) -> float:
+def evaluate(model, data, precision=torch.float32):
     """Top-1 accuracy on the test images in percent."""
     model.eval()
     device = data.test_labels.device
@@ -507,7 +499,7 @@ def evaluate(model: nn.Module, data: Cifar10, precision: torch.dtype = torch.flo
 class Trainer:
     """A network in training, with its SGD, its loss scale, and the tally of an epoch."""
 
-    def __init__(self, constants: Constants, data: Cifar10, precision: torch.dtype):
+    def __init__(self, constants, data, precision):
         self.constants = constants
         self.data = data
         self.precision = precision
@@ -535,10 +527,9 @@ class Trainer:
         self.plan = torch.zeros(constants.batch_size, 4, dtype=torch.long, device=self.device)
         self.graph = None
 
-    def step(self, plan: Tensor) -> None:
+    def step(self, plan):
         """Augment, forward, backward, update."""
-        full = len(plan) == self.constants.batch_size
-        torch.backends.cudnn.benchmark = full  # no search for the short last batch
+        torch.backends.cudnn.benchmark = len(plan) == len(self.plan)  # no search for a short one
         images, labels = self.data.train_batch(plan)
         enabled = self.precision != torch.float32
         with torch.autocast(self.device.type, self.precision, enabled=enabled):
@@ -551,9 +542,8 @@ class Trainer:
         hits = (logits.argmax(1) == labels).sum()
         self.tally += torch.stack([loss.detach() * len(labels), hits])
 
-    def record(self) -> None:
+    def record(self):
         """Record the step as a CUDA graph: launching its kernels one by one takes longer."""
-        self.model.train()
         self.graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
@@ -562,7 +552,7 @@ class Trainer:
             message = f"the step cannot be recorded ({error!s:.99}): go on with --no-cuda-graph"
             raise UserError(message) from None
 
-    def take_step(self, plan: Tensor) -> None:
+    def take_step(self, plan):
         """A step by the graph, if it is recorded and the batch a full one."""
         if self.graph is None or len(plan) < len(self.plan):
             self.step(plan)
@@ -570,7 +560,7 @@ class Trainer:
             self.plan.copy_(plan)
             self.graph.replay()
 
-    def epoch(self, number: int, title: str, cuda_graph: bool = True) -> tuple[float, float]:
+    def epoch(self, number, title, cuda_graph=True):
         """Train an epoch; mean loss and accuracy in percent, as the batches came."""
         # Seeded anew, so that a resumed run draws what an uninterrupted one does.
         torch.manual_seed(10**6 * self.constants.seed + number)
@@ -586,23 +576,9 @@ class Trainer:
         loss, hits = (self.tally / len(self.data.train_labels)).tolist()
         return loss, 100 * hits
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Weights and momentum; a loss scale finds its size anew in a few steps."""
-        self.model.load_state_dict(checkpoint.model)
-        for name, buffer in self.momentum.items():
-            buffer.copy_(checkpoint.momentum[name])
 
-
-def trained_on(device: torch.device, precision: torch.dtype, before: str) -> str:
-    """What a run was trained on so far: hardware, precision and version, each once, with a date."""
-    how = f"{hardware_name(device)}, {str(precision).removeprefix('torch.')}"
-    how += f", torch {torch.__version__}, "
-    parts = [part for part in before.split("; ") if part and not part.startswith(how)]
-    return "; ".join([*parts, f"{how}{date.today()}"])
-
-
-def last_save(path: Path, constants: Constants, arguments: Arguments) -> Checkpoint:
-    """Where a run stands: at its file, or at epoch 0 where there is none or --fresh is to hold."""
+def last_save(path, constants, arguments):
+    """Where a run stands: at its file, or at epoch 0."""
     # --fresh does not hold for what another process has trained anew since this one started.
     if not path.exists() or (arguments.fresh and path.stat().st_mtime < START):
         return Checkpoint(constants, {name: [] for name in HISTORY}, "", {}, {})
@@ -611,47 +587,43 @@ def last_save(path: Path, constants: Constants, arguments: Arguments) -> Checkpo
     return checkpoint
 
 
-def train(path: Path, constants: Constants, data: Cifar10, precision: torch.dtype,
-          arguments: Arguments) -> Checkpoint:
+def train(path, constants, data, precision, arguments):
     """Train a run from where its file stands to the last epoch; the checkpoint of that."""
     checkpoint = last_save(path, constants, arguments)
     if checkpoint.finished:
         return checkpoint
     trainer = Trainer(constants, data, precision)
     if checkpoint.epochs > 0:
-        trainer.resume(checkpoint)
-    checkpoint.trained_on = trained_on(trainer.device, precision, checkpoint.trained_on)
-    first = checkpoint.epochs + 1
-    saved = -math.inf
-    for epoch in range(first, constants.epochs + 1):
+        trainer.model.load_state_dict(checkpoint.model)
+        for name, momentum in checkpoint.momentum.items():
+            trainer.momentum[name].copy_(momentum)
+    place = f"{hardware_name(trainer.device)}, {precision}, torch {torch.__version__}"
+    if place not in checkpoint.trained_on:
+        checkpoint.trained_on = f"{checkpoint.trained_on}; {place}".removeprefix("; ")
+    saved = -SAVE_SECONDS
+    for epoch in range(checkpoint.epochs + 1, constants.epochs + 1):
         start = time.perf_counter()
         title = f"{path.stem}: epoch {epoch}/{constants.epochs}"
         loss, train_accuracy = trainer.epoch(epoch, title, arguments.cuda_graph)
-        speed = len(data.train_labels) / (time.perf_counter() - start)
-        finished = epoch == constants.epochs
-        if finished:
-            trainer.model.half().float()  # measured is what the file will hold
-        weights = [t for t in trainer.model.state_dict().values() if t.is_floating_point()]
-        size = loss + torch.nn.utils.get_total_norm(weights).item()
-        require(math.isfinite(size), f"the loss is not finite in epoch {epoch}: try a smaller --lr")
-        test_accuracy = evaluate(trainer.model, data, torch.float32 if finished else precision)
+        checkpoint.model = trainer.model.state_dict()
+        checkpoint.momentum = trainer.momentum
+        if epoch == constants.epochs:
+            checkpoint.model = trainer.model.half().state_dict()
+            checkpoint.momentum = {}
+            trainer.model.float()  # measured is what the file holds
+            precision = torch.float32
+        test_accuracy = evaluate(trainer.model, data, precision)
         seconds = time.perf_counter() - start
         numbers = (loss, train_accuracy, test_accuracy, seconds)
         for name, number in zip(HISTORY, numbers, strict=True):
             checkpoint.history[name].append(number)
-        checkpoint.model = trainer.model.state_dict()
-        checkpoint.momentum = trainer.momentum
-        if finished:
-            checkpoint.model = trainer.model.half().state_dict()
-            checkpoint.momentum = {}
-        if finished or time.perf_counter() > saved + SAVE_SECONDS:
+        require(checkpoint.is_finite(), f"not finite in epoch {epoch}: try a smaller --lr")
+        if checkpoint.finished or time.perf_counter() > saved + SAVE_SECONDS:
             checkpoint.save(path)
             saved = time.perf_counter()
-        line = f"{title}, loss {loss:.4f}, train {train_accuracy:.2f}%"
-        line += f", test {test_accuracy:.2f}%, {speed:,.0f} img/s"
-        if epoch > first:  # the first one in a process is no measure: cudnn searches in it
-            line += f", {duration((constants.epochs - epoch) * seconds)} left"
-        print(line, flush=True)
+        line = f"{title}, loss {loss:.4f}, train {train_accuracy:.2f}%, test {test_accuracy:.2f}%"
+        left = timedelta(seconds=round((constants.epochs - epoch) * seconds))
+        print(f"{line}, {seconds:.1f} s, {left} left", flush=True)
     return checkpoint
 
 
@@ -668,18 +640,15 @@ def count(model: nn.Module, *inputs) -> dict[str, tuple[float, float]]:
     return counts
 
 
-def network_inside(model: nn.Module) -> nn.Module:
+def network_inside(model):
     """The network in a compiled or data-parallel one, which puts a prefix before its names."""
-    if hasattr(model, "_orig_mod"):  # of torch.compile
-        return network_inside(model._orig_mod)
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return network_inside(model.module)
-    return model
+    for module in model.modules():  # the outermost one first
+        parallel = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        if not parallel and not hasattr(module, "_orig_mod"):  # of torch.compile
+            return module
 
 
-def report(
-    name: str, ordinary: nn.Module, ghost: nn.Module, *inputs: Tensor, per_layer: bool = True
-) -> None:
+def report(name: str, ordinary: nn.Module, ghost: nn.Module, *inputs: Tensor, per_layer=True):
     """Print FLOPs and parameters of a network and of its ghost network, for one pass of `inputs`.
 
     Raises ValueError where both are one object: replace_conv_with_ghost works in place.
@@ -687,7 +656,7 @@ def report(
     ordinary = network_inside(ordinary)
     ghost = network_inside(ghost)
     replaced = {m: layer for layer, m in ghost.named_modules() if isinstance(m, GhostModule)}
-    if ordinary is ghost or not replaced.keys().isdisjoint(ordinary.modules()):
+    if not replaced.keys().isdisjoint(ordinary.modules()):
         raise ValueError("both are one network: copy it before replacing layers (copy.deepcopy)")
     before = count(ordinary, *inputs)
     after = count(ghost, *inputs)
@@ -696,88 +665,60 @@ def report(
             (f0, p0), (f1, p1) = before[layer], after[layer]
             flops = f"flops {f0 / 1e6:.2f}M -> {f1 / 1e6:.2f}M"
             print(f"{layer or name}: {flops}, params {p0:,.0f} -> {p1:,.0f}")
-    for title, (flops, params) in ((f"standard {name}", before[""]), (f"ghost-{name}", after[""])):
-        print(f"measuring {title}...")
-        print(f"  flops: {flops / 1e6:.2f}M")
-        print(f"  params: {params / 1e6:.2f}M\n")
     (f0, p0), (f1, p1) = before[""], after[""]
+    print(f"measuring standard {name}...\n  flops: {f0 / 1e6:.2f}M\n  params: {p0 / 1e6:.2f}M\n")
+    print(f"measuring ghost-{name}...\n  flops: {f1 / 1e6:.2f}M\n  params: {p1 / 1e6:.2f}M\n")
     print("results:")
     print(f"  flops reduction: {f0 / f1:.2f}x (paper claims ~2x)")
     print(f"  param reduction: {p0 / p1:.2f}x (paper claims ~2x)\n")
 
 
-def duration(seconds: float) -> timedelta:
-    return timedelta(seconds=round(seconds))
-
-
-def hardware_name(device: torch.device) -> str:
+def hardware_name(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
         name = found[1] if found else name
-    return f"{name} {device.type.upper()}, {torch.get_num_threads()} threads"
+    return f"{name} CPU, {torch.get_num_threads()} threads"
 
 
-def markdown(rows: list[tuple]) -> str:
+def markdown(rows):
     """The aligned Markdown table of rows, the first of which is the header."""
-    widths = []
-    for column in zip(*rows, strict=True):
-        widths.append(max(len(str(cell)) for cell in column))
+    rows = [list(map(str, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
     lines = []
     for row in rows:
-        cells = [str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)]
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append(f"| {' | '.join(cells)} |")
-    lines.insert(1, f"| {' | '.join('-' * width for width in widths)} |")
     return "\n".join(lines)
 
 
-def by_seed(checkpoints: dict[str, Checkpoint]) -> list[tuple[str, list[Checkpoint]]]:
-    """Runs that differ in their seeds alone, with the name of the first; each seed once."""
-    names = {}
-    groups = {}
+def results_table(checkpoints):
+    """The Markdown table of runs."""
+    columns = "run|network|epochs|accuracy|paper|params|FLOPs|trained on|time"
+    rows = [columns.split("|")]
     for name, checkpoint in checkpoints.items():
-        run = replace(checkpoint.constants, seed=0), checkpoint.epochs
-        names.setdefault(run, re.sub(r"-seed\d+$", "", name))
-        groups.setdefault(run, {})[checkpoint.constants.seed] = checkpoint
-    return [(names[run], list(seeds.values())) for run, seeds in groups.items()]
-
-
-def mean_and_std(values: list[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"
-
-
-def results_table(checkpoints: dict[str, Checkpoint]) -> str:
-    """The Markdown table of runs; the seeds of one share a row as mean ± std (their number)."""
-    rows = [("run", "network", "schedule", "epochs", "accuracy", "paper", "params", "FLOPs",
-             "trained on", "time")]
-    for name, seeds in by_seed(checkpoints):
-        first = seeds[0]
-        constants = first.constants
+        constants = checkpoint.constants
         flops, params = count(build_network(constants), torch.zeros(1, 3, 32, 32))[""]
-        done = "" if first.finished else f" of {constants.epochs}"
-        hardware = [part.split(",")[0] for part in first.trained_on.split("; ")]
+        hardware = [part.split(",")[0] for part in checkpoint.trained_on.split("; ")]
         rows.append((
             name,
             constants.architecture,
-            constants.schedule,
-            f"{first.epochs}{done}",
-            mean_and_std([seed.accuracy for seed in seeds]),
+            f"{checkpoint.epochs}/{constants.epochs}",
+            f"{checkpoint.accuracy:.2f}",
             PAPER.get(constants.architecture, "–"),
             f"{params / 1e6:.2f}M",
             f"{flops / 1e6:.1f}M",
             ", ".join(dict.fromkeys(hardware)),
-            duration(statistics.mean(seed.seconds for seed in seeds)),
+            timedelta(seconds=round(sum(checkpoint.history["seconds"]))),
         ))
     return markdown(rows)
 
 
 # -------------------- pictures
-@matplotlib.style.context("default")  # a user's own style would change the pictures
-def draw_ghosts(run: str, model: nn.Module, data: Cifar10, path: Path) -> None:
+def draw_ghosts(run, model, data, path):
     """A test image; intrinsic maps, kernels and ghosts of a ghost module (paper, figure 4)."""
     modules = model.named_modules()
     name, module = [(n, m) for n, m in modules if isinstance(m, GhostModule)][PICTURE_MODULE]
@@ -786,48 +727,45 @@ def draw_ghosts(run: str, model: nn.Module, data: Cifar10, path: Path) -> None:
     image = data.test_images[PICTURE_IMAGE]
     with torch.inference_mode():
         model.eval()(data.normalize(image[None]))
-    intrinsic, ghosts = maps[0].float().cpu().tensor_split([module.primary_conv.out_channels])
+    intrinsic, ghosts = maps[0].cpu().tensor_split([module.primary_conv.out_channels])
     sources = intrinsic.repeat_interleave(module.ratio - 1, dim=0)  # of each ghost
-    kernels = module.cheap_operation.weight.detach()[:, 0].float().cpu()
+    kernels = module.cheap_operation.weight.detach()[:, 0].cpu()
     limit = kernels.abs().max()
     columns = min(8, len(ghosts))
-    d = module.dw_kernel_size
 
-    figure = matplotlib.figure.Figure(figsize=(15, 5.8), layout="constrained")
+    figure = Figure(figsize=(15, 5.8), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 3.6))
     title = f"test image {PICTURE_IMAGE}: {data.classes[data.test_labels[PICTURE_IMAGE]]}"
     view = left.subplots()
-    view.imshow(image.cpu().numpy())
+    view.imshow(image.cpu())
     view.set(xticks=[], yticks=[], title=title)
     grid = right.subplots(3, columns, squeeze=False)
-    grid[0, 0].set_ylabel("intrinsic map\n(primary_conv)", color="C0", fontsize=12)
-    grid[1, 0].set_ylabel(f"{d}×{d} kernel\n(depthwise)", fontsize=12)
-    grid[2, 0].set_ylabel("ghost map\n(cheap_operation)", color="C2", fontsize=12)
+    grid[0, 0].set_ylabel("intrinsic map\n(primary_conv)", color="C0")
+    grid[1, 0].set_ylabel("kernel\n(depthwise)")
+    grid[2, 0].set_ylabel("ghost map\n(cheap_operation)", color="C2")
     for column in range(columns):
         top, middle, bottom = grid[:, column]
-        top.imshow(sources[column].numpy(), cmap="gray")
-        shown = middle.imshow(kernels[column].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
-        middle.set_xlabel(f"up to {kernels[column].abs().max():.1g}", fontsize=11)
-        bottom.imshow(ghosts[column].numpy(), cmap="gray")
+        top.imshow(sources[column], cmap="gray")
+        shown = middle.imshow(kernels[column], cmap="RdBu_r", vmin=-limit, vmax=limit)
+        bottom.imshow(ghosts[column], cmap="gray")
         pair = torch.stack([sources[column].flatten(), ghosts[column].flatten()])
         correlation = torch.corrcoef(pair)[0, 1].nan_to_num()  # of a blank ghost: 0
-        bottom.set_xlabel(f"correlation\n{correlation:+.2f}", fontsize=11)
+        bottom.set_xlabel(f"correlation\n{correlation:+.2f}")
         for axes in (top, middle, bottom):
             axes.set(xticks=[], yticks=[])
     right.colorbar(shown, ax=grid[1], aspect=12)
-    right.suptitle(f"{run}, layer {name}: {columns} of its {len(ghosts)} ghosts", fontsize=13)
+    right.suptitle(f"{run}, layer {name}: {columns} of its {len(ghosts)} ghosts")
     write_atomically(path, lambda file: figure.savefig(file, dpi=150, format="png"))
 
 
-@matplotlib.style.context("default")
-def draw_curves(checkpoints: dict[str, Checkpoint], path: Path) -> None:
+def draw_curves(checkpoints, path):
     """Test accuracy and training loss of every run by epoch; the paper's accuracies as lines."""
-    figure = matplotlib.figure.Figure(figsize=(14, 5), layout="constrained")
+    figure = Figure(figsize=(14, 5), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
     papers = {}
     for run, checkpoint in checkpoints.items():
         epochs = range(1, checkpoint.epochs + 1)
-        label = f"{run}: {checkpoint.accuracy:.2f}%".replace("$", r"\$")  # no formula
+        label = f"{run}: {checkpoint.accuracy:.2f}%"
         (line,) = accuracy.plot(epochs, checkpoint.history["test_accuracy"], label=label)
         loss.plot(epochs, checkpoint.history["loss"], color=line.get_color())
         papers.setdefault(checkpoint.constants.architecture, line.get_color())
@@ -846,7 +784,7 @@ def draw_curves(checkpoints: dict[str, Checkpoint], path: Path) -> None:
 
 
 # -------------------- main
-def check_constants(constants: Constants) -> None:
+def check_constants(constants):
     """Raise UserError for constants that no run can have."""
     limits = {  # dw_kernel_size: from 15 on, its backward in bfloat16 hangs on a CPU
         "ratio": (1, 512), "dw_kernel_size": (1, 13), "epochs": (1, 10**5), "lr": (1e-9, 1e9),
@@ -863,11 +801,9 @@ def check_constants(constants: Constants) -> None:
     milestones = constants.milestones
     numbers = isinstance(milestones, tuple) and all(isinstance(m, int) for m in milestones)
     require(numbers, "milestones must be integers in a tuple: (100,) is one")
-    ascending = [0, *milestones] == sorted({0, *milestones})
-    require(ascending, "milestones must be positive and ascend")
 
 
-def name_runs(arguments: Arguments, checkpoints: dict[str, Checkpoint]) -> dict[str, Constants]:
+def name_runs(arguments, checkpoints):
     """Constants of every run by its name, in which differences from the plain file's show."""
     runs = {}
     for experiment in arguments.experiments:
@@ -892,35 +828,28 @@ def name_runs(arguments: Arguments, checkpoints: dict[str, Checkpoint]) -> dict[
     return runs
 
 
-def pick_hardware(arguments: Arguments) -> tuple[torch.device, torch.dtype]:
+def pick_hardware(arguments):
     """The device and the precision of the training; processes may share a GPU."""
-    there = ["cpu"]
-    if torch.backends.mps.is_available():
-        there.insert(0, "mps")
-    if torch.cuda.is_available():
-        there.insert(0, "cuda")
-    elif arguments.device == "auto" and shutil.which("nvidia-smi"):
-        complain("this torch cannot use the GPU that is here: see the README, older drivers")
-    name = there[0] if arguments.device == "auto" else arguments.device
-    require(name in there, f"--device {name} is not there: use auto or cpu")
-    device = torch.device(name)
-    precision = torch.float32
-    if name == "cuda":
-        device = torch.device(name, LOCAL_RANK % torch.cuda.device_count())
+    usable = torch.cuda.is_available()
+    require(usable or arguments.device != "cuda", "--device cuda is not there: use auto or cpu")
+    if usable and arguments.device != "cpu":
+        device = torch.device("cuda", LOCAL_RANK % torch.cuda.device_count())
         torch.cuda.set_device(device)
         native = torch.cuda.is_bf16_supported(including_emulation=False)  # a T4 emulates it slowly
         precision = torch.bfloat16 if native else torch.float16
-        emulated = arguments.precision == "bfloat16" and not native
-        require(not emulated, "this GPU has no --precision bfloat16: use float16")
-    elif name == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        precision = torch.bfloat16
+    else:
+        # Not a Mac's mps, whose batch norm has wrong gradients (pytorch's issue 175189).
+        device = torch.device("cpu")
+        native = torch.cpu._is_avx512_bf16_supported()
+        precision = torch.bfloat16 if native else torch.float32
+        if arguments.device == "auto" and shutil.which("nvidia-smi"):
+            complain("this torch cannot use the GPU that is here: see the README, older drivers")
     if arguments.precision != "auto":
         precision = getattr(torch, arguments.precision)
     return device, precision
 
 
-def complete(run: str, constants: Constants, data: Cifar10, precision: torch.dtype,
-             arguments: Arguments) -> bool:
+def complete(run, constants, data, precision, arguments):
     """Train a run unless it is finished, and evaluate its file anew; False where that failed."""
     path = arguments.checkpoint_dir / f"{run}.pth"
     try:
@@ -930,9 +859,8 @@ def complete(run: str, constants: Constants, data: Cifar10, precision: torch.dty
             with filelock.FileLock(path.with_name(f".{run}.lock"), timeout=0):
                 checkpoint = train(path, constants, data, precision, arguments)
         accuracy = evaluate(checkpoint.network(data.test_labels.device), data)
-        took = duration(checkpoint.seconds)
-        print(f"{run}: complete, {constants.epochs} epochs in {took} ({checkpoint.trained_on})")
-        print(f"{run}: test accuracy {accuracy:.2f}% now, {checkpoint.accuracy:.2f}% when trained")
+        when = f"{checkpoint.accuracy:.2f}% when trained ({checkpoint.trained_on})"
+        print(f"{run}: test accuracy {accuracy:.2f}% now, {when}")
         return True
     except filelock.Timeout:
         print(f"{run}: passed over, another process is training it")
@@ -944,14 +872,14 @@ def complete(run: str, constants: Constants, data: Cifar10, precision: torch.dty
     return False
 
 
-def show(checkpoints: dict[str, Checkpoint], runs: Iterable[str], data: Cifar10,
-         images: Path) -> None:
+def show(checkpoints, runs, data, images):
     """Print the table of all checkpoints; draw their curves, and the ghosts of the first run."""
     if not checkpoints:
         return
     print(f"\n{results_table(checkpoints)}\n\npictures in {images}\n")
     images.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(images / ".pictures.lock"):  # processes may draw at the same time
+    # A user's own style would change the pictures; several processes may draw at the same time.
+    with matplotlib.style.context("default"), filelock.FileLock(images / ".pictures.lock"):
         draw_curves(checkpoints, images / "training_curves.png")
         for run in runs:
             if run in checkpoints and checkpoints[run].constants.ratio > 1:
@@ -960,12 +888,11 @@ def show(checkpoints: dict[str, Checkpoint], runs: Iterable[str], data: Cifar10,
                 break
 
 
-def complain(message: str) -> None:
+def complain(message):
     print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
-def run_as_script(main: Callable[[], None]) -> None:
-    """What the user can mend ends in one line on stderr and exit code 2."""
+def run_as_script(main):
     try:
         main()
     except KeyboardInterrupt:
@@ -976,7 +903,7 @@ def run_as_script(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-def main() -> None:
+def main():
     arguments = tyro.cli(Arguments)
     checkpoints, refused = read_all(arguments.checkpoint_dir)
     runs = name_runs(arguments, checkpoints)
@@ -991,15 +918,13 @@ def main() -> None:
             ghost = build_network(Constants(network=network))
             report(name, ordinary, ghost, torch.zeros(1, 3, 32, 32), per_layer=False)
         show(checkpoints, runs, data, arguments.image_dir)
-    failed = []
+    succeeded = []
     for run, constants in runs.items():
-        if not complete(run, constants, data, precision, arguments):
-            failed.append(run)
+        succeeded.append(complete(run, constants, data, precision, arguments))
     trained, _ = read_all(arguments.checkpoint_dir)
-    histories = {run: checkpoint.history for run, checkpoint in checkpoints.items()}
-    if RANK == 0 and histories != {run: trained[run].history for run in trained}:
+    if RANK == 0 and trained != checkpoints:
         show(trained, runs, data, arguments.image_dir)
-    if failed:
+    if not all(succeeded):
         sys.exit(2)
 
 

@@ -64,14 +64,16 @@ class Arguments:
 
 
 def measured(checkpoints: dict[str, Checkpoint]) -> list[Run]:
-    """The finished runs."""
-    runs = {}
+    """The finished runs; each seed counts once, so that a copy of a file is no second one."""
+    names = {}
+    accuracies = {}
     for name, checkpoint in checkpoints.items():
         if checkpoint.finished:
             constants = replace(checkpoint.constants, seed=0)
-            run = runs.setdefault(constants, (re.sub(r"-seed\d+$", "", name), constants, []))
-            run[2].append(checkpoint.accuracy)
-    return list(runs.values())
+            names.setdefault(constants, re.sub(r"-seed\d+$", "", name))
+            seeds = accuracies.setdefault(constants, {})
+            seeds[checkpoint.constants.seed] = checkpoint.accuracy
+    return [(names[run], run, list(seeds.values())) for run, seeds in accuracies.items()]
 
 
 @cache

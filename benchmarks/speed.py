@@ -52,7 +52,7 @@ class Arguments:
 
     data_dir: Path = ROOT / "data"  # folder of cifar-10-batches-py, downloaded when it is missing
     image_dir: Path = ROOT / "images"  # folder of the picture
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # as in ghostnet.py
+    device: Literal["auto", "cuda", "cpu"] = "auto"  # as in ghostnet.py
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # of ours
     quick: bool = False  # fewer turns
 

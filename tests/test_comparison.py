@@ -43,19 +43,21 @@ def test_finished_runs_stand_beside_what_others_report(tmp_path, monkeypatch, pr
     checkpoints = {
         "gr_cosine-seed1": run(replace(BASE, seed=1), 92.0),
         "gr_cosine-seed2": run(replace(BASE, seed=2), 93.0),
+        "gr_cosine-seed3": run(replace(BASE, seed=1), 92.0),  # a copy
         "gr_multistep": run(EXPERIMENTS["gr_multistep"], 92.25),
         "gr_s3": run(EXPERIMENTS["gr_s3"], 99.0, epochs=199),
         "short": run(replace(EXPERIMENTS["resnet56"], epochs=30), 90.0, epochs=30),
     }
     lines, error = printed(checkpoints, {"notes": ghostnet.UserError("notes.pth is refused")})
     ghost = "| 0.44M, 67.5M | 0.43M, 63M |"
-    assert lines[2:10] == [
+    assert lines[2:11] == [
         f"| gr_cosine | ghost-resnet56 | 200 | 92.50 ± 0.71 (2) | 92.7 | 92.20 | – {ghost}",
         f"| gr_multistep | ghost-resnet56 | 200 | 92.25 | 92.7 | 92.55 | – {ghost}",
         "| short | resnet56 | 30 | 90.00 | 93.0 | – | 94.37 | 0.86M, 127.9M | 0.85M, 125M |",
         "",
         "gr_cosine-seed1: 0 of 1064 ghosts are empty",
         "gr_cosine-seed2: 0 of 1064 ghosts are empty",
+        "gr_cosine-seed3: 0 of 1064 ghosts are empty",
         "gr_multistep: 0 of 1064 ghosts are empty",
         "",
     ]
