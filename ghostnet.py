@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 
-# -------------------- constants
+# ---------- constants
 @dataclass(frozen=True)
 class Constants:
     """All that defines a run: edit a default here, or give it as an option."""
@@ -140,7 +140,7 @@ PAPER = {  # top-1 accuracy in percent (tables 3, 4 and 5)
 }
 
 
-# -------------------- ghost module
+# ---------- ghost module
 # What others read of a convolution, and a ghost module takes from its primary one.
 OF_PRIMARY_CONV = (
     "in_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
@@ -187,7 +187,7 @@ class GhostModule(nn.Module):
             cheap_shape = (d, 1, d // 2, 1, intrinsic, bias, padding_mode)
             self.cheap_operation = nn.Conv2d(intrinsic, ghosts, *cheap_shape, device, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         intrinsic = self.primary_conv(x)
         if self.cheap_operation is None:
             return intrinsic
@@ -197,12 +197,9 @@ class GhostModule(nn.Module):
         return torch.cat([intrinsic, ghosts], dim=-3)
 
 
-def of_primary_conv(name):
-    return property(lambda ghost: getattr(ghost.primary_conv, name))
-
-
 for _name in OF_PRIMARY_CONV:
-    setattr(GhostModule, _name, of_primary_conv(_name))
+    _read = property(lambda ghost, name=_name: getattr(ghost.primary_conv, name))
+    setattr(GhostModule, _name, _read)
 
 
 def replace_conv_with_ghost(model: nn.Module, ratio: int = 2, dw_kernel_size: int = 3,
@@ -246,11 +243,11 @@ def replace_conv_with_ghost(model: nn.Module, ratio: int = 2, dw_kernel_size: in
     return model
 
 
-# -------------------- networks
+# ---------- networks
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, a 1x1 projection where the shape changes (He et al.)."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels, out_channels):
         super().__init__()
         stride = out_channels // in_channels
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
@@ -262,7 +259,7 @@ class BasicBlock(nn.Module):
             self.shortcut.append(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
             self.shortcut.append(nn.BatchNorm2d(out_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
@@ -270,7 +267,7 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """CIFAR ResNet of 6n + 2 layers, stages of 16, 32, 64 maps: (N, 3, 32, 32) -> (N, 10)."""
 
-    def __init__(self, depth: int):
+    def __init__(self, depth):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
@@ -282,7 +279,7 @@ class ResNet(nn.Module):
                 in_channels = width
         self.fc = nn.Linear(64, 10)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.blocks(out)
         return self.fc(out.mean(dim=(2, 3)))
@@ -306,11 +303,11 @@ class VGG16(nn.Module):
             nn.Dropout(), nn.Linear(512, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, 10)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.classifier(self.features(x).flatten(1))
 
 
-def build_network(constants: Constants) -> nn.Module:
+def build_network(constants):
     """The network of a run, newly initialized."""
     if constants.network == "vgg16":
         model = VGG16()
@@ -321,7 +318,7 @@ def build_network(constants: Constants) -> nn.Module:
     return model
 
 
-# -------------------- data
+# ---------- data
 class UserError(Exception):
     """Something that the user can mend: one line on stderr and exit code 2."""
 
@@ -383,7 +380,7 @@ class Cifar10:
         return (images.permute(0, 3, 1, 2) - self.mean) / self.std
 
 
-# -------------------- checkpoints
+# ---------- checkpoints
 HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # accuracies in percent
 
 
@@ -473,7 +470,7 @@ def write_atomically(path, write):
         raise UserError(f"{path} cannot be written ({error}): what it held is kept") from None
 
 
-# -------------------- training
+# ---------- training
 def learning_rate(constants, epoch):
     """Of an epoch, the first of which is 1."""
     if constants.schedule == "multistep":
@@ -617,7 +614,7 @@ def train(path, constants, data, precision, arguments):
         numbers = (loss, train_accuracy, test_accuracy, seconds)
         for name, number in zip(HISTORY, numbers, strict=True):
             checkpoint.history[name].append(number)
-        require(checkpoint.is_finite(), f"not finite in epoch {epoch}: try a smaller --lr")
+        require(checkpoint.is_finite(), f"the loss is not finite in epoch {epoch}: lower --lr")
         if checkpoint.finished or time.perf_counter() > saved + SAVE_SECONDS:
             checkpoint.save(path)
             saved = time.perf_counter()
@@ -627,8 +624,8 @@ def train(path, constants, data, precision, arguments):
     return checkpoint
 
 
-# -------------------- report and table
-def count(model: nn.Module, *inputs) -> dict[str, tuple[float, float]]:
+# ---------- report and table
+def count(model, *inputs):
     """FLOPs (multiply-adds, as in the paper) and parameters of each module; "": of the whole."""
     flops, params, tree = thop.profile(model, inputs=inputs, verbose=False, ret_layer_info=True)
     counts = {"": (flops, params)}
@@ -717,7 +714,7 @@ def results_table(checkpoints):
     return markdown(rows)
 
 
-# -------------------- pictures
+# ---------- pictures
 def draw_ghosts(run, model, data, path):
     """A test image; intrinsic maps, kernels and ghosts of a ghost module (paper, figure 4)."""
     modules = model.named_modules()
@@ -737,7 +734,7 @@ def draw_ghosts(run, model, data, path):
     left, right = figure.subfigures(1, 2, width_ratios=(1, 3.6))
     title = f"test image {PICTURE_IMAGE}: {data.classes[data.test_labels[PICTURE_IMAGE]]}"
     view = left.subplots()
-    view.imshow(image.cpu())
+    view.imshow(image.cpu().numpy())
     view.set(xticks=[], yticks=[], title=title)
     grid = right.subplots(3, columns, squeeze=False)
     grid[0, 0].set_ylabel("intrinsic map\n(primary_conv)", color="C0")
@@ -745,9 +742,9 @@ def draw_ghosts(run, model, data, path):
     grid[2, 0].set_ylabel("ghost map\n(cheap_operation)", color="C2")
     for column in range(columns):
         top, middle, bottom = grid[:, column]
-        top.imshow(sources[column], cmap="gray")
-        shown = middle.imshow(kernels[column], cmap="RdBu_r", vmin=-limit, vmax=limit)
-        bottom.imshow(ghosts[column], cmap="gray")
+        top.imshow(sources[column].numpy(), cmap="gray")
+        shown = middle.imshow(kernels[column].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+        bottom.imshow(ghosts[column].numpy(), cmap="gray")
         pair = torch.stack([sources[column].flatten(), ghosts[column].flatten()])
         correlation = torch.corrcoef(pair)[0, 1].nan_to_num()  # of a blank ghost: 0
         bottom.set_xlabel(f"correlation\n{correlation:+.2f}")
@@ -783,7 +780,7 @@ def draw_curves(checkpoints, path):
     write_atomically(path, lambda file: figure.savefig(file, dpi=150, format="png"))
 
 
-# -------------------- main
+# ---------- main
 def check_constants(constants):
     """Raise UserError for constants that no run can have."""
     limits = {  # dw_kernel_size: from 15 on, its backward in bfloat16 hangs on a CPU
@@ -889,7 +886,7 @@ def show(checkpoints, runs, data, images):
 
 
 def complain(message):
-    print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
 
 
 def run_as_script(main):

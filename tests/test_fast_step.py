@@ -116,6 +116,6 @@ def test_a_gpu_trains_in_the_best_precision_that_it_does_not_emulate(monkeypatch
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(ghostnet, "LOCAL_RANK", 3)  # processes take the GPUs in turn
     assert ghostnet.pick_hardware(Arguments()) == (torch.device("cuda", 1), given)
-    with mock.patch.object(torch.cuda, "is_available", lambda: False):
-        with pytest.raises(UserError, match="--device cuda is not there"):
-            ghostnet.pick_hardware(Arguments(device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--device cuda is not there"):
+        ghostnet.pick_hardware(Arguments(device="cuda"))

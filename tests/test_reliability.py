@@ -94,7 +94,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(known, monkeyp
 
     before = files(known.checkpoints)
     monkeypatch.setattr(torch.optim.SGD, "step", at_step(2, spoil))
-    assert "the loss is not finite in epoch 2: try" in complaint(known.call(*HALF))
+    assert "the loss is not finite in epoch 2: lower --lr" in complaint(known.call(*HALF))
     assert files(known.checkpoints) == before
 
 
