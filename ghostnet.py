@@ -217,11 +217,17 @@ def replace_conv_with_ghost(model: nn.Module, ratio: int = 2, dw_kernel_size: in
     names = {keep} if isinstance(keep, str) else set(keep)
     if unknown := names - (layers.keys() - {""}):
         raise ValueError(f"keep names no layer of the model: {unknown}")
-    names |= {name for name, layer in layers.items() if isinstance(layer, GhostModule)}
-    kept = {part for name in names for part in layers[name].modules()}
-    plain = [m for m in model.modules() if getattr(type(m), "forward", 0) is nn.Sequential.forward]
-    normalized = {a for m in plain for a, b in pairwise(m) if isinstance(b, nn.BatchNorm2d)}
-    owners = Counter(p for module in model.modules() for p in module.parameters(recurse=False))
+    kept = set()
+    for name, layer in layers.items():
+        if name in names or isinstance(layer, GhostModule):
+            kept.update(layer.modules())
+    normalized = set()  # convolutions that a batch norm follows
+    owners = Counter()  # of each parameter
+    for module in model.modules():
+        owners.update(module.parameters(recurse=False))
+        if getattr(type(module), "forward", None) is nn.Sequential.forward:
+            pairs = pairwise(module)
+            normalized.update(conv for conv, layer in pairs if isinstance(layer, nn.BatchNorm2d))
     ghosts = {}
     for conv in model.modules():
         if type(conv) not in (nn.Conv2d, nn.LazyConv2d) or conv.groups > 1 or conv in kept:
