@@ -67,7 +67,7 @@ os.fsync = slow_sync
 
 
 def contents(path: Path) -> tuple:
-    """All that a repeated run must repeat to the bit: not the measured seconds and the date."""
+    """All that a repeated run must repeat to the bit: not the measured seconds."""
     checkpoint = ghostnet.read_checkpoint(path)
     bits = []
     for name, tensor in [*checkpoint.model.items(), *checkpoint.momentum.items()]:
