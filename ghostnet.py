@@ -603,6 +603,7 @@ def train(path, constants, data, precision, arguments):
     place = f"{hardware_name(trainer.device)}, {precision}, torch {torch.__version__}"
     if place not in checkpoint.trained_on:
         checkpoint.trained_on = f"{checkpoint.trained_on}; {place}".removeprefix("; ")
+    print(f"{path.stem}: training from epoch {checkpoint.epochs + 1}", flush=True)
     saved = -SAVE_SECONDS
     for epoch in range(checkpoint.epochs + 1, constants.epochs + 1):
         start = time.perf_counter()
