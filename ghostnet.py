@@ -7,7 +7,7 @@ Cheap Operations", https://arxiv.org/abs/1911.11907.
     python ghostnet.py                                   the three ghost runs that are shipped
     python ghostnet.py gr_cosine --epochs 30 --seed 1    one run with other constants
 
-It shows what is trained already, trains what is missing, draws pictures, and prints a table and
+It shows what is trained, trains what is missing, draws pictures, prints a table and two reports:
 
     resnet-56   flops: 127.93M -> 67.50M (1.90x)    params: 0.86M -> 0.44M (1.95x)
     vgg-16      flops: 314.57M -> 159.22M (1.98x)   params: 14.99M -> 7.65M (1.96x)
@@ -89,7 +89,6 @@ EXPERIMENTS = {
     "gv_s3": Constants(network="vgg16", ratio=3),
     "gv_s4": Constants(network="vgg16", ratio=4),
     "gv_s5": Constants(network="vgg16", ratio=5),
-    # How far Ghost-ResNet-56 can be thinned.
     "gr_s3": Constants(ratio=3),
     "gr_s5": Constants(ratio=5),
     "gr_s10": Constants(ratio=10, dw_kernel_size=5),
@@ -121,7 +120,7 @@ PADDING = 4  # zero pixels on each side, from which the random crop is taken
 RECORD_AFTER = 3  # steps, in which cudnn has chosen its kernels
 SAVE_SECONDS = 10  # at least between saves: epochs can be shorter than a save is worth
 PICTURE_IMAGE = 12  # test image in the ghost picture: a dog
-PICTURE_MODULE = 1  # its ghost module: ResNet-56's first block, VGG-16's second layer (figure 4)
+PICTURE_MODULE = 1  # its ghost module: of VGG-16 that of figure 4
 START = time.time()
 # Processes of torchrun share a list of runs; the first one prints the reports.
 RANK = int(os.environ.get("RANK", 0))
@@ -222,7 +221,7 @@ def replace_conv_with_ghost(model: nn.Module, ratio: int = 2, dw_kernel_size: in
         if name in names or isinstance(layer, GhostModule):
             kept.update(layer.modules())
     normalized = set()  # convolutions that a batch norm follows
-    owners = Counter()  # of each parameter
+    owners = Counter()
     for module in model.modules():
         owners.update(module.parameters(recurse=False))
         if getattr(type(module), "forward", None) is nn.Sequential.forward:
@@ -440,7 +439,9 @@ def read_checkpoint(path):
         check_constants(checkpoint.constants)
         require(1 <= checkpoint.epochs <= checkpoint.constants.epochs, "another number of epochs")
         network = checkpoint.network(torch.device("cpu"))  # raises for another network's weights
-        network.load_state_dict({**checkpoint.model, **checkpoint.momentum})  # and for its momentum
+        if not checkpoint.finished:
+            for name, parameter in network.named_parameters():
+                require(checkpoint.momentum[name].shape == parameter.shape, "other momentum")
         require(checkpoint.is_finite(), "numbers that are not finite")
         return checkpoint
     except Exception as error:  # a file by someone else can raise all kinds
@@ -598,10 +599,10 @@ def train(path, constants, data, precision, arguments):
     trainer = Trainer(constants, data, precision)
     if checkpoint.epochs > 0:
         trainer.model.load_state_dict(checkpoint.model)
-        for name, momentum in checkpoint.momentum.items():
-            trainer.momentum[name].copy_(momentum)
+        for name, buffer in trainer.momentum.items():
+            buffer.copy_(checkpoint.momentum[name])
     place = f"{hardware_name(trainer.device)}, {precision}, torch {torch.__version__}"
-    if place not in checkpoint.trained_on:
+    if place not in checkpoint.trained_on.split("; "):
         checkpoint.trained_on = f"{checkpoint.trained_on}; {place}".removeprefix("; ")
     print(f"{path.stem}: training from epoch {checkpoint.epochs + 1}", flush=True)
     saved = -SAVE_SECONDS
@@ -652,7 +653,7 @@ def network_inside(model):
             return module
 
 
-def report(name: str, ordinary: nn.Module, ghost: nn.Module, *inputs: Tensor, per_layer=True):
+def report(name, ordinary, ghost, *inputs, per_layer=True):
     """Print FLOPs and parameters of a network and of its ghost network, for one pass of `inputs`.
 
     Raises ValueError where both are one object: replace_conv_with_ghost works in place.
@@ -660,7 +661,7 @@ def report(name: str, ordinary: nn.Module, ghost: nn.Module, *inputs: Tensor, pe
     ordinary = network_inside(ordinary)
     ghost = network_inside(ghost)
     replaced = {m: layer for layer, m in ghost.named_modules() if isinstance(m, GhostModule)}
-    if not replaced.keys().isdisjoint(ordinary.modules()):
+    if ordinary is ghost or not replaced.keys().isdisjoint(ordinary.modules()):
         raise ValueError("both are one network: copy it before replacing layers (copy.deepcopy)")
     before = count(ordinary, *inputs)
     after = count(ghost, *inputs)
@@ -740,10 +741,11 @@ def draw_ghosts(run, model, data, path):
     figure = Figure(figsize=(15, 5.8), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 3.6))
     title = f"test image {PICTURE_IMAGE}: {data.classes[data.test_labels[PICTURE_IMAGE]]}"
-    view = left.subplots()
+    bare = {"xticks": [], "yticks": []}
+    view = left.subplots(subplot_kw=bare)
     view.imshow(image.cpu().numpy())
-    view.set(xticks=[], yticks=[], title=title)
-    grid = right.subplots(3, columns, squeeze=False)
+    view.set_title(title)
+    grid = right.subplots(3, columns, squeeze=False, subplot_kw=bare)
     grid[0, 0].set_ylabel("intrinsic map\n(primary_conv)", color="C0")
     grid[1, 0].set_ylabel("kernel\n(depthwise)")
     grid[2, 0].set_ylabel("ghost map\n(cheap_operation)", color="C2")
@@ -755,8 +757,6 @@ def draw_ghosts(run, model, data, path):
         pair = torch.stack([sources[column].flatten(), ghosts[column].flatten()])
         correlation = torch.corrcoef(pair)[0, 1].nan_to_num()  # of a blank ghost: 0
         bottom.set_xlabel(f"correlation\n{correlation:+.2f}")
-        for axes in (top, middle, bottom):
-            axes.set(xticks=[], yticks=[])
     right.colorbar(shown, ax=grid[1], aspect=12)
     right.suptitle(f"{run}, layer {name}: {columns} of its {len(ghosts)} ghosts")
     write_atomically(path, lambda file: figure.savefig(file, dpi=150, format="png"))
@@ -769,7 +769,7 @@ def draw_curves(checkpoints, path):
     papers = {}
     for run, checkpoint in checkpoints.items():
         epochs = range(1, checkpoint.epochs + 1)
-        label = f"{run}: {checkpoint.accuracy:.2f}%"
+        label = f"{run}: {checkpoint.accuracy:.2f}%".replace("$", r"\$")  # no formula
         (line,) = accuracy.plot(epochs, checkpoint.history["test_accuracy"], label=label)
         loss.plot(epochs, checkpoint.history["loss"], color=line.get_color())
         papers.setdefault(checkpoint.constants.architecture, line.get_color())

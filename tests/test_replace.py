@@ -284,6 +284,9 @@ def test_report_of_one_network_with_itself_is_refused(same):
     ghost = replace_conv_with_ghost(same(model))
     with pytest.raises(ValueError, match=r"copy\.deepcopy"):
         report("tiny", model, ghost, IMAGE)
+    ordinary = nn.Linear(8, 8)
+    with pytest.raises(ValueError, match=r"copy\.deepcopy"):
+        report("tiny", ordinary, ordinary, IMAGE)
 
 
 def test_readme_example_prints_the_savings_that_the_readme_states(tmp_path):

@@ -121,6 +121,10 @@ def test_a_run_that_goes_on_elsewhere_is_the_same_and_names_each_place_once(tmp_
         train_an_epoch(tmp_path / "parts.pth", constants, few_images())
     assert ghostnet.read_checkpoint(tmp_path / "parts.pth").epochs == 1
     torch.manual_seed(99)  # as another process may find it
+    fields = torch.load(tmp_path / "parts.pth", weights_only=True)
+    torch.save({**fields, "momentum": {}}, tmp_path / "without.pth")
+    with pytest.raises(UserError, match="is no checkpoint"):
+        ghostnet.read_checkpoint(tmp_path / "without.pth")
     parts = train(tmp_path / "parts.pth", constants, few_images())
     for name in ("loss", "train_accuracy", "test_accuracy"):
         assert parts.history[name] == whole.history[name]
