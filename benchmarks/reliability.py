@@ -174,6 +174,7 @@ def foreign_files(whole: Path) -> dict[str, bytes]:
         "more epochs than there are": {"history": {name: 9 * history[name] for name in history}},
         "no epochs": {"history": {name: [] for name in history}},
         "a ragged history": {"history": {**history, "loss": [1.0, 1.0, 1.0]}},
+        "a nested history": {"history": {name: [history[name]] for name in history}},
         "no numbers": {"model": {name: t * float("nan") for name, t in fields["model"].items()}},
         "code in a known place": {"trained_on": Bomb()},
         "one field more": {"more": 1},
@@ -181,7 +182,7 @@ def foreign_files(whole: Path) -> dict[str, bytes]:
     saved = {"a tensor": torch.zeros(3), "weights alone": fields["model"]}
     for name, change in changed.items():
         saved[name] = {**fields, **change}
-    for part in ("constants", "history", "model", "momentum"):
+    for part in fields:
         saved[f"nothing as {part}"] = {**fields, part: None}
         saved[f"without {part}"] = {key: fields[key] for key in fields if key != part}
     for name, value in saved.items():
