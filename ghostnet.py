@@ -61,7 +61,7 @@ class Constants:
     lr: float = 0.1  # learning rate at the start
     momentum: float = 0.9  # of SGD, Nesterov's
     weight_decay: float = 5e-4  # L2 penalty on all parameters but the cheap kernels
-    cheap_weight_decay: float = 0.0  # L2 penalty on the cheap kernels; 5e-4 empties their ghosts
+    cheap_weight_decay: float = 0.0  # L2 penalty on the cheap kernels; 5e-4 empties many ghosts
     batch_size: int = 128  # images a step; the short last batch of an epoch is kept
     seed: int = 0  # of the initialization, the data order and the augmentation
 
