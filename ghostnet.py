@@ -420,7 +420,7 @@ class Checkpoint:
     def is_finite(self):
         history = torch.tensor([self.history[name] for name in HISTORY])
         tensors = [history, *self.model.values(), *self.momentum.values()]
-        return history.ndim == 2 and all(tensor.isfinite().all() for tensor in tensors)
+        return all(tensor.isfinite().all() for tensor in tensors)
 
     def save(self, path):
         fields = {**vars(self), "constants": asdict(self.constants)}
@@ -438,6 +438,7 @@ def read_checkpoint(path):
         checkpoint.constants = Constants(**checkpoint.constants)
         check_constants(checkpoint.constants)
         require(1 <= checkpoint.epochs <= checkpoint.constants.epochs, "another number of epochs")
+        require(isinstance(checkpoint.accuracy, float), "a history of something else")
         require(isinstance(checkpoint.trained_on, str), "trained_on is no text")
         network = checkpoint.network(torch.device("cpu"))  # raises for another network's weights
         if not checkpoint.finished:
