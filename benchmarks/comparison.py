@@ -41,7 +41,7 @@ PAPER_COSTS = {
     "ghost-vgg16 d=7": "7.7M, 163M", "ghost-vgg16 s=3": "5.2M, 107M",
     "ghost-vgg16 s=4": "4.0M, 80M", "ghost-vgg16 s=5": "3.3M, 65M",
 }
-PLACES = {  # from its point, of a name that would lie on others at the left
+PLACES = {  # of names that would lie on others at the left: offset from the mark, in points
     ("paper", "ghost-vgg16 d=5"): (6, 0), ("paper", "ghost-vgg16 d=7"): (6, 0),
     ("paper", "ghost-vgg16 s=4"): (6, 0), ("ours, last epoch", "resnet32"): (6, 0),
     ("ours, last epoch", "gr_cosine"): (6, 0), ("ours, last epoch", "gr_multistep"): (6, 0),
@@ -187,8 +187,8 @@ def plot(axes, label: str, marker: str, points: list[tuple[str, float, float]]) 
     for name, x, y in points:
         place = PLACES.get((label, name), (6, 0) if label == "earlier reproduction" else (-6, 0))
         text = axes.annotate(name, (x, y), place, textcoords="offset points", fontsize=7)
-        side = {-6: "right", 0: "center", 6: "left"}[place[0]]
-        text.set(ha=side, va="center", parse_math=False)
+        alignment = {-6: "right", 0: "center", 6: "left"}[place[0]]
+        text.set(ha=alignment, va="center", parse_math=False)
 
 
 @matplotlib.style.context("default")  # whatever the user's matplotlibrc says
