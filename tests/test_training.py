@@ -28,6 +28,23 @@ def small(monkeypatch):
     return SMALL
 
 
+@pytest.mark.parametrize("network", ["resnet56", "vgg16"])
+def test_convolutions_of_a_new_network_have_he_s_standard_deviation(network):
+    """sqrt(2 / fan_in), inside ghost modules too; a lone ghost module has torch's, as nn.Conv2d."""
+    torch.manual_seed(0)
+    convolutions = 0
+    for layer in ghostnet.build_network(Constants(network=network)).modules():
+        if isinstance(layer, nn.Conv2d):
+            convolutions += 1
+            fan_in = layer.weight[0].numel()
+            margin = 5 / math.sqrt(2 * layer.weight.numel())  # five standard errors
+            std = layer.weight.square().mean().sqrt().item()
+            assert std == pytest.approx(math.sqrt(2 / fan_in), rel=margin)
+    assert convolutions == {"resnet56": 2 * 57, "vgg16": 2 * 13}[network]
+    alone = ghostnet.GhostModule(64, 64, 3).primary_conv.weight
+    assert alone.std().item() == pytest.approx(1 / math.sqrt(3 * 9 * 64), rel=0.05)
+
+
 def train_an_epoch(path, constants, data):
     """Train until another epoch would begin, as a run that is killed there."""
     rates = mock.Mock(side_effect=[constants.lr, KeyboardInterrupt])
