@@ -2,15 +2,17 @@
 
     python benchmarks/comparison.py
 
-prints Markdown tables and draws images/accuracy_vs_flops.png. Runs that differ in their seeds alone
-share a row, as mean ± standard deviation (their number). A ghost is empty if weight decay has left
-its kernel such small weights that batch norm's epsilon drowns the map.
+prints Markdown tables and draws images/accuracy_vs_flops.png. Accuracies are those after the last
+epoch; those of the best epoch on the test images stand apart, as others report them. Runs that
+differ in their seeds alone share a row: mean ± standard deviation (number of seeds). A ghost is
+empty if weight decay has left its kernel such small weights that batch norm's epsilon drowns its
+map.
 """
 
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -25,15 +27,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import ghostnet
 from ghostnet import PAPER, Checkpoint, Constants
 
-# Top-1 accuracy in percent. The earlier reproduction is the one that this one follows: the best
-# epoch on the test images for ResNet-56, the last for VGG-16.
-EARLIER = {
-    "ghost-resnet56": 92.20, "ghost-resnet56 multistep": 92.55,
-    "ghost-resnet56 s=3": 91.54, "ghost-resnet56 s=5": 90.62,
-    "ghost-resnet56 s=10 d=5": 88.47, "ghost-resnet56 s=20 d=5": 84.30,
-    "ghost-vgg16": 93.60,
+# Top-1 accuracy in percent after the last epoch, and of the best epoch on the test images.
+EARLIER = {  # the reproduction that this one follows
+    "ghost-resnet56": (None, 92.20),
+    "ghost-resnet56 multistep": (None, 92.55),
+    "ghost-resnet56 s=3": (None, 91.54),
+    "ghost-resnet56 s=5": (None, 90.62),
+    "ghost-resnet56 s=10 d=5": (None, 88.47),
+    "ghost-resnet56 s=20 d=5": (None, 84.30),
+    "ghost-vgg16": (93.60, 93.63),
 }
-PUBLIC = {"resnet32": 93.53, "resnet56": 94.37, "vgg16": 94.16}  # of chenyaofo/pytorch-cifar-models
+PUBLIC = {  # github.com/chenyaofo/pytorch-cifar-models: the logs of its runs, and its README
+    "resnet32": (93.41, 93.53),
+    "resnet56": (94.21, 94.37),
+    "vgg16": (94.06, 94.16),
+}
 PAPER_COSTS = {
     "resnet56": "0.85M, 125M", "ghost-resnet56": "0.43M, 63M",
     "vgg16": "15.0M, 313M", "ghost-vgg16": "7.7M, 158M",
@@ -41,18 +49,9 @@ PAPER_COSTS = {
     "ghost-vgg16 d=7": "7.7M, 163M", "ghost-vgg16 s=3": "5.2M, 107M",
     "ghost-vgg16 s=4": "4.0M, 80M", "ghost-vgg16 s=5": "3.3M, 65M",
 }
-PLACES = {  # of names that would lie on others at the left: offset from the mark, in points
-    ("paper", "ghost-vgg16 d=5"): (6, 0), ("paper", "ghost-vgg16 d=7"): (6, 0),
-    ("paper", "ghost-vgg16 s=4"): (6, 0), ("ours, last epoch", "resnet32"): (6, 0),
-    ("ours, last epoch", "gr_cosine"): (6, 0), ("ours, last epoch", "gr_multistep"): (6, 0),
-    ("ours, last epoch", "gv_cosine-cheap_wd0.0005"): (0, -9),
-}
-EMPTY = 1e-3  # largest weight of an empty ghost; a kernel of 3x3 begins with weights up to 0.33
-TEST_IMAGE = 12  # that of the ghost picture
+EMPTY = 1e-3  # largest weight of an empty ghost; a kernel of 3x3 begins with weights of 0.3 to 0.5
 ROOT = Path(ghostnet.__file__).resolve().parent
 CPU = torch.device("cpu")
-
-Run = tuple[str, Constants, list[float]]  # name, constants, and the accuracy of each seed
 
 
 @dataclass(frozen=True)
@@ -61,21 +60,56 @@ class Arguments:
 
     run: str = "gr_cosine"  # ghost run whose kernels are measured
     checkpoint_dir: Path = ROOT / "checkpoints"  # folder of the runs' files
+    ablation_dir: Path = ROOT / "checkpoints/batch128"  # folder of runs for the table of ghosts
     image_dir: Path = ROOT / "images"  # folder of the picture
     data_dir: Path = ROOT / "data"  # folder of cifar-10-batches-py, which is not downloaded here
 
 
-def measured(checkpoints: dict[str, Checkpoint]) -> list[Run]:
-    """The finished runs; each seed counts once, so that a copy of a file is no second one."""
-    names = {}
-    accuracies = {}
+Pair = tuple[float | None, float | None]  # accuracy after the last epoch, and of the best one
+
+
+@dataclass
+class Row:
+    """Finished runs that differ in their seeds alone, and what others report of their network."""
+
+    name: str
+    constants: Constants
+    last: dict[int, float] = field(default_factory=dict)  # accuracy after the last epoch, by seed
+    best: dict[int, float] = field(default_factory=dict)  # that of the best epoch
+
+    @property
+    def ours(self) -> Pair:
+        return (mean(self.last.values()), mean(self.best.values())) if self.last else (None, None)
+
+    @property
+    def paper(self) -> Pair:
+        return PAPER.get(self.constants.architecture), None
+
+    @property
+    def earlier(self) -> Pair:
+        scheduled = f"{self.constants.architecture} {self.constants.schedule}"
+        return EARLIER.get(scheduled.removesuffix(" cosine"), (None, None))
+
+    @property
+    def public(self) -> Pair:
+        return PUBLIC.get(self.constants.architecture, (None, None))
+
+
+def best_accuracy(checkpoint: Checkpoint) -> float:
+    """That of the best epoch on the test images."""
+    return max(checkpoint.history["test_accuracy"])
+
+
+def rows_of(checkpoints: dict[str, Checkpoint]) -> list[Row]:
+    """The finished runs; a copy of a file is no second seed."""
+    rows = {}
     for name, checkpoint in checkpoints.items():
         if checkpoint.finished:
             constants = replace(checkpoint.constants, seed=0)
-            names.setdefault(constants, re.sub(r"-seed\d+$", "", name))
-            seeds = accuracies.setdefault(constants, {})
-            seeds[checkpoint.constants.seed] = checkpoint.accuracy
-    return [(names[run], run, list(seeds.values())) for run, seeds in accuracies.items()]
+            row = rows.setdefault(constants, Row(re.sub(r"-seed\d+$", "", name), constants))
+            row.last[checkpoint.constants.seed] = checkpoint.accuracy
+            row.best[checkpoint.constants.seed] = best_accuracy(checkpoint)
+    return list(rows.values())
 
 
 @cache
@@ -87,22 +121,36 @@ def cost(constants: Constants) -> tuple[float, float]:
     return flops / 1e6, parameters / 1e6
 
 
-def table(runs: list[Run]) -> str:
-    columns = "run|network|epochs|ours|paper|earlier|public|params, FLOPs|paper's"
-    rows = [columns.split("|")]
-    for name, constants, accuracies in runs:
-        network = constants.architecture
-        ours = f"{mean(accuracies):.2f}"
-        if len(accuracies) > 1:
-            ours += f" ± {stdev(accuracies):.2f} ({len(accuracies)})"
-        others = [PAPER.get(network, "–")]
-        scheduled = f"{network} {constants.schedule}".removesuffix(" cosine")
-        for accuracy in (EARLIER.get(scheduled), PUBLIC.get(network)):
-            others.append(f"{accuracy:.2f}" if accuracy else "–")
-        flops, parameters = cost(constants)
-        costs = (f"{parameters:.2f}M, {flops:.1f}M", PAPER_COSTS.get(network, "–"))
-        rows.append((name, network, constants.epochs, ours, *others, *costs))
-    return ghostnet.markdown(rows)
+def percent(accuracy: float | None) -> str:
+    return "–" if accuracy is None else f"{accuracy:.2f}"
+
+
+def table(rows: list[Row]) -> str:
+    columns = "run|network|epochs|ours|paper|earlier|public|"
+    columns += "ours, best|earlier, best|public, best|params, FLOPs|paper's"
+    lines = [columns.split("|")]
+    for row in rows:
+        architecture = row.constants.architecture
+        last, best = row.ours
+        ours = percent(last)
+        if len(row.last) > 1:
+            ours += f" ± {stdev(row.last.values()):.2f} ({len(row.last)})"
+        flops, parameters = cost(row.constants)
+        lines.append((
+            row.name,
+            architecture,
+            row.constants.epochs,
+            ours,
+            row.paper[0] or "–",
+            percent(row.earlier[0]),
+            percent(row.public[0]),
+            percent(best),
+            percent(row.earlier[1]),
+            percent(row.public[1]),
+            f"{parameters:.2f}M, {flops:.1f}M",
+            PAPER_COSTS.get(architecture, "–"),
+        ))
+    return ghostnet.markdown(lines)
 
 
 def ghost_kernels(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
@@ -122,22 +170,28 @@ def emptied(model: nn.Module) -> str:
     return f"{empty.sum()} of {len(empty)}"
 
 
-def print_weight_decay(ghosts: dict[str, Checkpoint]) -> None:
-    """The runs that exist with and without weight decay on the cheap kernels, else alike."""
-    twins = {}
+def ablation(ghosts: dict[str, Checkpoint]) -> str:
+    """The runs that differ in nothing but the batch and the weight decay on the cheap kernels."""
+    alike = {}
     for name, checkpoint in ghosts.items():
-        constants = asdict(checkpoint.constants)
-        decay = constants.pop("cheap_weight_decay")
-        if decay in (0, constants["weight_decay"]):
-            twins.setdefault(tuple(constants.items()), {})[decay] = name
-    rows = [("run", "weight decay on the cheap kernels", "accuracy", "ghosts empty")]
-    for pair in twins.values():
-        if len(pair) == 2:
-            for decay, name in sorted(pair.items(), reverse=True):
-                empty = emptied(ghosts[name].network(CPU))
-                rows.append((name, f"{decay:g}", f"{ghosts[name].accuracy:.2f}", empty))
-    if len(rows) > 1:
-        print(f"\n**What weight decay does to ghosts**\n\n{ghostnet.markdown(rows)}")
+        constants = checkpoint.constants
+        if constants.cheap_weight_decay in (0, constants.weight_decay):
+            the_rest = replace(constants, batch_size=1, cheap_weight_decay=0.0)
+            alike.setdefault(the_rest, []).append(name)
+    lines = [("run", "batch", "decay on cheap kernels", "accuracy", "best", "ghosts empty")]
+    for names in alike.values():
+        if len(names) > 1:
+            for name in names:
+                constants = ghosts[name].constants
+                lines.append((
+                    name,
+                    constants.batch_size,
+                    f"{constants.cheap_weight_decay:g}",
+                    percent(ghosts[name].accuracy),
+                    percent(best_accuracy(ghosts[name])),
+                    emptied(ghosts[name].network(CPU)),
+                ))
+    return ghostnet.markdown(lines)
 
 
 def low_pass_share(model: nn.Module) -> float:
@@ -148,21 +202,14 @@ def low_pass_share(model: nn.Module) -> float:
     return low_pass.float().mean().item()
 
 
-def correlations(model: nn.Module, images: Tensor) -> list[float]:
-    """Of the ghosts of the first image with the intrinsic maps that they are made from."""
-    outputs = {}
-    for module, _ in ghost_kernels(model):
-        module.register_forward_hook(lambda module, _, maps: outputs.update({module: maps[0]}))
-    with torch.inference_mode():
-        model.eval()(images)
+def correlations(model: nn.Module, image: Tensor) -> list[float]:
+    """Of every ghost of an image (1, 3, 32, 32) with the intrinsic map that it is made from."""
     found = []
     for module, kernels in ghost_kernels(model):
-        maps = outputs[module].flatten(1)
-        intrinsic = maps[: module.primary_conv.out_channels]
-        ghosts = maps[len(intrinsic):]
-        sources = intrinsic.repeat_interleave(module.ratio - 1, 0)[: len(ghosts)]
-        for source, ghost, empty in zip(sources, ghosts, is_empty(kernels), strict=True):
-            correlation = torch.corrcoef(torch.stack([source, ghost]))[0, 1]
+        ghosts, sources = ghostnet.ghosts_and_sources(model, module, image)
+        for ghost, source, empty in zip(ghosts, sources, is_empty(kernels), strict=True):
+            pair = torch.stack([source.flatten(), ghost.flatten()])
+            correlation = torch.corrcoef(pair)[0, 1]
             if not empty and correlation.isfinite():  # there is none with a blank map
                 found.append(correlation.item())
     return found
@@ -175,50 +222,42 @@ def print_kernels(run: str, model: nn.Module, data_dir: Path) -> None:
         ghostnet.complain(f"no correlations: {data_dir} has no cifar-10-batches-py, see --data-dir")
         return
     data = ghostnet.Cifar10(data_dir, CPU)
-    found = correlations(model, data.normalize(data.test_images[TEST_IMAGE, None]))
+    image = data.test_images[ghostnet.PICTURE_IMAGE]
+    found = correlations(model, data.normalize(image[None]))
     print(f"{run}: median correlation of a ghost with the map that it is made from "
-          f"{median(found):+.2f} (test image {TEST_IMAGE})")
-
-
-def plot(axes, label: str, marker: str, points: list[tuple[str, float, float]]) -> None:
-    xs = [x for _, x, _ in points]
-    ys = [y for _, _, y in points]
-    axes.plot(xs, ys, marker, label=label, markersize=7)
-    for name, x, y in points:
-        place = PLACES.get((label, name), (6, 0) if label == "earlier reproduction" else (-6, 0))
-        text = axes.annotate(name, (x, y), place, textcoords="offset points", fontsize=7)
-        alignment = {-6: "right", 0: "center", 6: "left"}[place[0]]
-        text.set(ha=alignment, va="center", parse_math=False)
+          f"{median(found):+.2f} (test image {ghostnet.PICTURE_IMAGE})")
 
 
 @matplotlib.style.context("default")  # whatever the user's matplotlibrc says
-def draw(runs: list[Run], path: Path) -> None:
-    """Accuracy against FLOPs."""
-    figure = matplotlib.figure.Figure(figsize=(13.5, 10.5), layout="constrained")
+def draw(rows: list[Row], path: Path) -> None:
+    """Accuracies, a line for each of our rows and each experiment that only others have trained."""
+    trained = {(row.constants.architecture, row.constants.schedule) for row in rows}
+    for name, constants in ghostnet.EXPERIMENTS.items():
+        if (constants.architecture, constants.schedule) not in trained:
+            rows = [*rows, Row(name, constants)]
+    rows = sorted(rows, key=lambda row: cost(row.constants))
+    figure = matplotlib.figure.Figure(figsize=(12, 1.5 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    networks = {constants.architecture: constants for constants in ghostnet.EXPERIMENTS.values()}
-    for label, marker, accuracies in (
-        ("paper", "s", PAPER),
-        ("earlier reproduction", "^", EARLIER),
-        ("ordinary, strongest public recipe", "v", PUBLIC),
+    for source, marker, color, pairs in (
+        ("paper", "s", "C0", [row.paper for row in rows]),
+        ("earlier reproduction", "^", "C1", [row.earlier for row in rows]),
+        ("public recipe", "v", "C2", [row.public for row in rows]),
+        ("ours", "o", "C3", [row.ours for row in rows]),
     ):
-        points = []
-        for name, accuracy in accuracies.items():
-            flops, _ = cost(networks[name.removesuffix(" multistep")])
-            points.append((name, flops, accuracy))
-        plot(axes, label, marker, points)
-    ours = []
-    for name, constants, accuracies in runs:
-        short = name.replace("weight_decay", "wd")  # a longer one would lie on other points
-        ours.append((short, cost(constants)[0], mean(accuracies)))
-    plot(axes, "ours, last epoch", "o", ours)
-    axes.set(xlabel="FLOPs (multiply-adds, M)", ylabel="test accuracy (%)", xscale="log")
-    ticks = [20, 30, 50, 70, 100, 160, 300]
-    axes.set_xticks(ticks, ticks)
-    axes.minorticks_off()
-    axes.margins(x=0.1)
-    axes.legend(loc="lower right")
+        for which, epoch, fill in ((0, "last epoch", color), (1, "best epoch", "none")):
+            points = [(pair[which], line) for line, pair in enumerate(pairs) if pair[which]]
+            if points:
+                label = source if source == "paper" else f"{source}, {epoch}"
+                options = {"color": color, "markerfacecolor": fill, "label": label}
+                axes.plot(*zip(*points, strict=True), marker, **options)
+    labels = []
+    for row in rows:
+        flops, _ = cost(row.constants)
+        labels.append(f"{row.name},  {row.constants.architecture},  {flops:.1f}M")
+    axes.set_yticks(range(len(rows)), labels, parse_math=False)
+    axes.set(xlabel="test accuracy (%)", ylabel="run, network, FLOPs (multiply-adds)")
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=4, fontsize="small")
     ghostnet.write_atomically(path, partial(figure.savefig, dpi=150, format="png"))
 
 
@@ -226,18 +265,21 @@ def main() -> None:
     arguments = tyro.cli(Arguments)
     arguments.image_dir.mkdir(parents=True, exist_ok=True)
     checkpoints, refused = ghostnet.read_all(arguments.checkpoint_dir)
-    for error in refused.values():
+    ablated, refused_too = ghostnet.read_all(arguments.ablation_dir)
+    for error in [*refused.values(), *refused_too.values()]:
         ghostnet.complain(f"{error}; it is left out")
-    runs = measured(checkpoints)
-    print(table(runs), end="\n\n")
+    rows = rows_of(checkpoints)
+    print(table(rows), end="\n\n")
     path = arguments.image_dir / "accuracy_vs_flops.png"
-    draw(runs, path)
+    draw(rows, path)
     ghosts = {}
     for name, checkpoint in checkpoints.items():
         if checkpoint.finished and checkpoint.constants.ratio > 1:
             ghosts[name] = checkpoint
             print(f"{name}: {emptied(checkpoint.network(CPU))} ghosts are empty")
-    print_weight_decay(ghosts)
+    for name, checkpoint in ablated.items():
+        ghosts[f"{arguments.ablation_dir.name}/{name}"] = checkpoint
+    print(f"\n**What weight decay and the batch do to ghosts**\n\n{ablation(ghosts)}")
     if arguments.run in ghosts:
         print_kernels(arguments.run, ghosts[arguments.run].network(CPU), arguments.data_dir)
     else:

@@ -28,7 +28,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from tiny import QUICK, Script, finish, write_tiny_cifar10
+from tiny import Script, finish, write_tiny_cifar10
 
 import ghostnet
 
@@ -37,33 +37,6 @@ FLIPS = 300  # of single bits, half of them in each of two checkpoints
 COMMAND_LINES = 300
 PROCESSES = 8  # that start at once
 Attempts = Iterator[tuple[str, bool]]  # what was tried, and whether nothing was lost
-
-INSIDE_A_SAVE = """
-import os, random, signal
-def die(descriptor):
-    if ".pth" in os.readlink(f"/proc/self/fd/{descriptor}"):
-        os.ftruncate(descriptor, int(random.random() * os.fstat(descriptor).st_size))
-        os.kill(os.getpid(), signal.SIGKILL)
-os.fsync = die
-"""
-# Processes that wait for each other, and download and draw slowly: they get in each other's way.
-TOGETHER = """
-import os, pathlib, shutil, time
-import torchvision.datasets.utils as utils
-meeting = pathlib.Path(os.environ["MEETING"])
-(meeting / str(os.getpid())).touch()
-while len(list(meeting.iterdir())) < int(os.environ["NUMBER"]):
-    time.sleep(0.01)
-def slow_download(url, folder, filename, md5):
-    print("downloading", flush=True)
-    time.sleep(1)
-    shutil.copy(pathlib.Path(os.environ["TINY"]) / filename, folder)
-def slow_sync(descriptor):
-    if "png" in os.readlink(f"/proc/self/fd/{descriptor}"):
-        time.sleep(1)
-utils.download_url = slow_download
-os.fsync = slow_sync
-"""
 
 
 def contents(path: Path) -> tuple:
@@ -93,7 +66,7 @@ def kills(script: Script, number: int, rng: random.Random) -> Attempts:
     for attempt in range(number):
         before = epochs_in(path)
         if attempt % 2:
-            done = script.run(*command, first=QUICK + INSIDE_A_SAVE)
+            done = script.run(*command, patches="quick,kill_inside_a_save")
             inside = path.with_name(f".{path.name}.tmp").exists()
             ended = done.returncode == -SIGKILL and inside
             yield "killed inside a save", ended and epochs_in(path) == before
@@ -124,7 +97,7 @@ def first_starts(script: Script, number: int) -> Attempts:
     command = ("resnet32", "--epochs", 1, "--seeds", *range(number))
     trained = 0
     downloads = 0
-    processes = [script.start(*command, first=QUICK + TOGETHER, **meeting) for _ in range(number)]
+    processes = [script.start(*command, patches="quick,meet", **meeting) for _ in range(number)]
     for process in processes:
         done = finish(process)
         shown = "| resnet32-epochs1 " in done.stdout
@@ -202,7 +175,7 @@ def foreigners(whole: Path) -> Attempts:
 OPTIONS = [f"--{name.replace('_', '-')}" for name in vars(ghostnet.Constants())]
 OPTIONS += ["gr_cosine", "resnet32", "gv_s3", "--seeds", "--image-dir", "--device", "--frehs"]
 VALUES = ["1", "3", "512", "0.5", "1e-3", "1 2", "vgg16", "cosine", "cpu"]
-VALUES += ["", "0", "-1", "nan", "inf", "1e400", "9" * 5000, "two\nlines", "--fresh", "-x"]
+VALUES += ["", "0", "-1", "nan", "inf", "1e400", "9" * 5000, "two\nlines", "-x"]
 
 
 def try_command_line(words: list[str]) -> dict | str:

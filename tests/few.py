@@ -38,4 +38,7 @@ def weights(model):
 
 
 def train(path, constants, data, precision=torch.float32):
-    return ghostnet.train(path, constants, data, precision, ghostnet.Arguments())
+    """Train a run from where its file stands to its end."""
+    checkpoint = ghostnet.load_or_begin(path, constants)
+    ghostnet.train(checkpoint, path, data, precision)
+    return checkpoint

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from unittest import mock
 
 import comparison
 import matplotlib.image
@@ -16,9 +17,11 @@ from ghostnet import EXPERIMENTS
 BASE = EXPERIMENTS["gr_cosine"]
 
 
-def run(constants, accuracy, epochs=200):
+def run(constants, accuracy, best=None, epochs=200):
+    """A run's checkpoint with these accuracies after its last epoch and in its best one."""
     model = ghostnet.build_network(constants)
-    history = {column: epochs * [accuracy] for column in ghostnet.HISTORY}
+    accuracies = [*(epochs - 1) * [best or accuracy], accuracy]
+    history = dict.fromkeys(ghostnet.HISTORY, accuracies)
     return ghostnet.Checkpoint(constants, history, "abacus", model.state_dict(), {})
 
 
@@ -26,10 +29,11 @@ def run(constants, accuracy, epochs=200):
 def printed(tmp_path, monkeypatch, capsys):
     """The lines that the script prints of runs, each space once, and its errors."""
 
-    def run_script(checkpoints, refused):
-        folders = ["--data-dir", str(tmp_path), "--image-dir", str(tmp_path / "images")]
-        monkeypatch.setattr("sys.argv", ["comparison.py", *folders])
-        monkeypatch.setattr(ghostnet, "read_all", lambda folder: (checkpoints, refused))
+    def run_script(checkpoints, refused=(), ablated=()):
+        folders = {"checkpoints": (checkpoints, dict(refused)), "batch128": (dict(ablated), {})}
+        options = ["--data-dir", str(tmp_path), "--image-dir", str(tmp_path / "images")]
+        monkeypatch.setattr("sys.argv", ["comparison.py", *options])
+        monkeypatch.setattr(ghostnet, "read_all", lambda folder: folders[folder.name])
         comparison.main()
         out, error = capsys.readouterr()
         return [" ".join(line.split()) for line in out.splitlines()], error
@@ -41,25 +45,31 @@ def test_finished_runs_stand_beside_what_others_report(tmp_path, monkeypatch, pr
     monkeypatch.setitem(matplotlib.rcParams, "savefig.format", "pdf")  # as a user may have it
     monkeypatch.setitem(matplotlib.rcParams, "figure.facecolor", "red")
     checkpoints = {
-        "gr_cosine-seed1": run(replace(BASE, seed=1), 92.0),
-        "gr_cosine-seed2": run(replace(BASE, seed=2), 93.0),
-        "gr_cosine-seed3": run(replace(BASE, seed=1), 92.0),  # a copy
+        "gr_cosine-seed1": run(replace(BASE, seed=1), 92.0, best=92.5),
+        "gr_cosine-seed2": run(replace(BASE, seed=2), 93.0, best=93.25),
+        "gr_cosine-seed3": run(replace(BASE, seed=1), 92.0, best=92.5),  # a copy
         "gr_multistep": run(EXPERIMENTS["gr_multistep"], 92.25),
         "gr_s3": run(EXPERIMENTS["gr_s3"], 99.0, epochs=199),
+        "gv_cosine": run(EXPERIMENTS["gv_cosine"], 93.5),
         "short": run(replace(EXPERIMENTS["resnet56"], epochs=30), 90.0, epochs=30),
     }
     lines, error = printed(checkpoints, {"notes": ghostnet.UserError("notes.pth is refused")})
-    ghost = "| 0.44M, 67.5M | 0.43M, 63M |"
-    assert lines[2:11] == [
-        f"| gr_cosine | ghost-resnet56 | 200 | 92.50 ± 0.71 (2) | 92.7 | 92.20 | – {ghost}",
-        f"| gr_multistep | ghost-resnet56 | 200 | 92.25 | 92.7 | 92.55 | – {ghost}",
-        "| short | resnet56 | 30 | 90.00 | 93.0 | – | 94.37 | 0.86M, 127.9M | 0.85M, 125M |",
+    costs = "0.44M, 67.5M | 0.43M, 63M"
+    assert lines[2:12] == [
+        "| gr_cosine | ghost-resnet56 | 200 | 92.50 ± 0.71 (2) | 92.7 | – | – "
+        f"| 92.88 | 92.20 | – | {costs} |",
+        "| gr_multistep | ghost-resnet56 | 200 | 92.25 | 92.7 | – | – "
+        f"| 92.25 | 92.55 | – | {costs} |",
+        "| gv_cosine | ghost-vgg16 | 200 | 93.50 | 93.7 | 93.60 | – "
+        "| 93.50 | 93.63 | – | 7.65M, 159.2M | 7.7M, 158M |",
+        "| short | resnet56 | 30 | 90.00 | 93.0 | – | 94.21 "
+        "| 90.00 | – | 94.37 | 0.86M, 127.9M | 0.85M, 125M |",
         "",
         "gr_cosine-seed1: 0 of 1064 ghosts are empty",
         "gr_cosine-seed2: 0 of 1064 ghosts are empty",
         "gr_cosine-seed3: 0 of 1064 ghosts are empty",
         "gr_multistep: 0 of 1064 ghosts are empty",
-        "",
+        "gv_cosine: 0 of 2112 ghosts are empty",
     ]
     assert "notes.pth" in error and "gr_cosine: see --run" in error and error.count("\n") == 2
     picture = matplotlib.image.imread(tmp_path / "images" / "accuracy_vs_flops.png")
@@ -68,31 +78,52 @@ def test_finished_runs_stand_beside_what_others_report(tmp_path, monkeypatch, pr
     assert (picture[0, 0] == 1).all()  # white
 
 
-@pytest.mark.filterwarnings("ignore")  # of matplotlib, that the legend is of nothing
-def test_every_number_is_drawn_at_the_cost_of_its_network(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(comparison, "plot", lambda _, label, __, points: drawn.update(
-        {label: {name: (round(flops, 1), accuracy) for name, flops, accuracy in points}}))
-    comparison.draw([("mine", BASE, [92.0, 93.0])], tmp_path / "picture.png")
-    assert drawn["ours, last epoch"] == {"mine": (67.5, 92.5)}
-    assert drawn["paper"].keys() == comparison.PAPER_COSTS.keys()
-    assert drawn["paper"]["ghost-vgg16 d=1"] == (158.1, 93.5)
-    assert drawn["earlier reproduction"]["ghost-resnet56 multistep"] == (67.5, 92.55)
-    assert drawn["ordinary, strongest public recipe"]["vgg16"] == (314.6, 94.16)
+def test_each_run_and_each_network_of_others_has_a_line_in_the_picture(tmp_path):
+    row = comparison.Row("mine", BASE, {0: 92.0, 1: 93.0}, {0: 93.0, 1: 93.5})
+    with mock.patch("matplotlib.figure.Figure.savefig", autospec=True) as savefig:
+        comparison.draw([row], tmp_path / "picture.png")
+    (axes,) = savefig.call_args.args[0].axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[0].startswith("gr_s20, ") and names[-1].startswith("vgg16, ")  # by their FLOPs
+    assert "gr_cosine" not in names
+
+    def marked(name):
+        (line,) = [line for line, label in enumerate(names) if label.startswith(f"{name}, ")]
+        marks = {}
+        for drawn in axes.lines:
+            for accuracy, y in zip(*drawn.get_data(), strict=True):
+                if y == line:
+                    marks[drawn.get_label()] = accuracy
+        return names[line].split(",  ")[1:], marks
+
+    assert marked("mine") == (["ghost-resnet56", "67.5M"], {
+        "ours, last epoch": 92.5, "ours, best epoch": 93.25,
+        "paper": 92.7, "earlier reproduction, best epoch": 92.20})
+    assert marked("vgg16") == (["vgg16", "314.6M"], {
+        "paper": 93.6, "public recipe, last epoch": 94.06, "public recipe, best epoch": 94.16})
+    assert marked("gv_d1") == (["ghost-vgg16 d=1", "158.1M"], {"paper": 93.5})
 
 
-def test_weight_decay_is_compared_where_nothing_else_differs(printed):
+def test_runs_that_differ_in_batch_and_cheap_decay_alone_are_compared(printed):
     checkpoints = {
         "gr_cosine": run(BASE, 93.5),
-        "decayed": run(replace(BASE, cheap_weight_decay=5e-4), 93.0),
         "less": run(replace(BASE, cheap_weight_decay=1e-4), 93.25),
         "alone": run(replace(BASE, cheap_weight_decay=5e-4, ratio=3), 92.0),
     }
-    lines, error = printed(checkpoints, {})
-    title = lines.index("**What weight decay does to ghosts**")
-    assert lines[title + 4 : title + 7] == [
-        "| decayed | 0.0005 | 93.00 | 0 of 1064 |", "| gr_cosine | 0 | 93.50 | 0 of 1064 |", ""]
-    assert re.match(r"gr_cosine: \d+% of the ghosts' kernels are low-pass", lines[title + 7])
+    ablated = {
+        "decayed": run(replace(BASE, cheap_weight_decay=5e-4), 93.0, best=93.125),
+        "small": run(replace(BASE, batch_size=64), 92.5),
+    }
+    lines, error = printed(checkpoints, ablated=ablated)
+    title = lines.index("**What weight decay and the batch do to ghosts**")
+    batch = BASE.batch_size
+    assert lines[title + 4 : title + 8] == [
+        f"| gr_cosine | {batch} | 0 | 93.50 | 93.50 | 0 of 1064 |",
+        f"| batch128/decayed | {batch} | 0.0005 | 93.00 | 93.12 | 0 of 1064 |",
+        "| batch128/small | 64 | 0 | 92.50 | 92.50 | 0 of 1064 |",
+        "",
+    ]
+    assert re.match(r"gr_cosine: \d+% of the ghosts' kernels are low-pass", lines[title + 8])
     assert not any("correlation" in line for line in lines)
     assert "cifar-10-batches-py" in error and error.count("\n") == 1
 

@@ -143,7 +143,7 @@ def test_the_backend_of_a_notebook_and_a_users_own_style_change_nothing(script, 
     style.write_text("savefig.format: pdf\nimage.origin: lower\ntext.usetex: True\n")
     done = script.run(
         *("gr_cosine", "--epochs", 1),
-        first='sys.modules["matplotlib_inline"] = None',  # as where it is not installed
+        patches="no_matplotlib_inline",
         MPLBACKEND="module://matplotlib_inline.backend_inline",
         MATPLOTLIBRC=str(style),
     )

@@ -1,6 +1,5 @@
 """The step as a CUDA graph, by a stand-in or on a GPU by a real one; precision and loss scale."""
 
-import contextlib
 from unittest import mock
 
 import pytest
@@ -12,21 +11,24 @@ from ghostnet import Arguments, Constants, Trainer, UserError
 
 reason = "needs an NVIDIA GPU that torch can use"
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)
+CPU = torch.device("cpu")
 FLOAT32 = torch.float32
 BFLOAT16 = torch.bfloat16
 FLOAT16 = torch.float16
 SMALL = Constants(batch_size=16, lr=0.01)
 
 
-class Gpu(str):
-    """The CPU for torch, a GPU for the script."""
-
-    type = "cuda"
+def two_epochs(device, precision, cuda_graph):
+    """How far two epochs of six full batches and a short one move the weights; their losses."""
+    trainer = Trainer(SMALL, few_images(train=6 * 16 + 5, device=device), precision)
+    start = weights(trainer.model)
+    losses = [trainer.epoch(number, "", cuda_graph)[0] for number in (1, 2)]
+    return weights(trainer.model) - start, losses
 
 
 @pytest.fixture
 def log(monkeypatch):
-    """Steps as they are taken; a stand-in graph runs a step when replayed, not when recorded."""
+    """Sizes of the plain steps, and what is recorded and replayed; a CPU stands in for a GPU."""
     log = []
     step = Trainer.step
 
@@ -34,51 +36,50 @@ def log(monkeypatch):
         log.append(len(plan))
         step(trainer, plan)
 
-    class Graph:
-        def replay(self):
+    def record(trainer):
+        def replay():
             log.append("replayed")
-            step(*self.recorded)
+            step(trainer, trainer.plan)
 
-    @contextlib.contextmanager
-    def record(graph, capture_error_mode):
-        def note_step(*arguments):
-            graph.recorded = arguments
-
-        with mock.patch.object(Trainer, "step", note_step):
-            yield
         log.append("recorded")
+        trainer.graph = mock.Mock(replay=replay)
 
     monkeypatch.setattr(Trainer, "step", plain_step)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(Trainer, "record", record)
     monkeypatch.setattr(ghostnet, "build_network", small_network)
     return log
 
 
-def two_epochs(device, precision, cuda_graph):
-    """How far two epochs of six full batches and a short one move the weights; their losses."""
-    trainer = Trainer(SMALL, few_images(train=6 * 16 + 5, device=device), precision)
-    trainer.device = device
-    start = weights(trainer.model)
-    losses = [trainer.epoch(number, "", cuda_graph)[0] for number in (1, 2)]
-    return weights(trainer.model) - start, losses
-
-
 def test_full_batches_are_replayed_and_train_as_plain_steps(log):
-    plain, plain_losses = two_epochs(Gpu("cpu"), FLOAT32, cuda_graph=False)
+    plain, plain_losses = two_epochs(CPU, FLOAT32, cuda_graph=False)
     assert log == 2 * [16, 16, 16, 16, 16, 16, 5]
     log.clear()
-    moved, losses = two_epochs(Gpu("cpu"), FLOAT32, cuda_graph=True)
+    moved, losses = two_epochs(CPU, FLOAT32, cuda_graph=True)
     assert log == [16, 16, 16, "recorded", *3 * ["replayed"], 5, *6 * ["replayed"], 5]
     assert torch.equal(moved, plain)
     assert losses == plain_losses
 
 
-def test_a_failed_recording_names_the_way_out(log, monkeypatch):
-    failing = mock.Mock(side_effect=RuntimeError("not permitted"))
-    monkeypatch.setattr(torch.cuda, "graph", failing)
+@pytest.fixture
+def recorder(monkeypatch):
+    """A trainer that records on a CPU, where a recording takes the step in plain."""
+    monkeypatch.setattr(ghostnet, "build_network", small_network)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", mock.Mock())
+    monkeypatch.setattr(torch.cuda, "graph", mock.MagicMock())
+    monkeypatch.setattr(Trainer, "step", mock.Mock())
+    return Trainer(SMALL, few_images(), FLOAT32)
+
+
+def test_what_is_recorded_is_a_step_on_the_plan_that_a_replay_fills(recorder):
+    recorder.record()
+    torch.cuda.graph.assert_called_once_with(recorder.graph, capture_error_mode="thread_local")
+    recorder.step.assert_called_once_with(recorder.plan)
+
+
+def test_a_failed_recording_names_the_way_out(recorder):
+    recorder.step.side_effect = RuntimeError("not permitted")
     with pytest.raises(UserError, match=r"not permitted.*--no-cuda-graph"):
-        two_epochs(Gpu("cpu"), FLOAT32, cuda_graph=True)
+        recorder.record()
 
 
 @cuda
@@ -114,7 +115,7 @@ def test_a_gpu_trains_in_the_best_precision_that_it_does_not_emulate(monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
-    monkeypatch.setattr(ghostnet, "LOCAL_RANK", 3)  # processes take the GPUs in turn
+    monkeypatch.setenv("LOCAL_RANK", "3")  # processes take the GPUs in turn
     assert ghostnet.pick_hardware(Arguments()) == (torch.device("cuda", 1), given)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device cuda is not there"):

@@ -44,13 +44,6 @@ def test_output_is_intrinsic_maps_and_their_ghosts(geometry, ratio, d, groups, o
     assert module.to(memory_format=last)(x.to(memory_format=last)).is_contiguous(memory_format=last)
 
 
-@pytest.mark.parametrize("out_channels, ratio, cut", [(8, 2, False), (9, 3, False), (7, 2, True)])
-def test_a_cut_that_would_cut_nothing_is_not_made(out_channels, ratio, cut):
-    out = GhostModule(3, out_channels, 3, ratio=ratio)(torch.rand(2, 3, 6, 6))
-    names = [before.name() for before, _ in out.grad_fn.next_functions]
-    assert names == ["ConvolutionBackward0", "SliceBackward0" if cut else "ConvolutionBackward0"]
-
-
 @pytest.mark.parametrize("network, ratio, d, size, flops", [
     ("resnet56", 1, 3, 855_770, "127.927M"),
     ("resnet56", 2, 3, 439_914, "67.505M"),
@@ -139,19 +132,6 @@ def test_shape_and_attributes_are_those_of_a_convolution(geometry, padding_mode)
         assert getattr(module, name) == "another", name
         with pytest.raises(AttributeError):
             setattr(module, name, 1)
-
-
-@pytest.mark.parametrize("wrap", [
-    nn.DataParallel, lambda conv: nn.Sequential(conv, nn.BatchNorm2d(4)),
-])
-@pytest.mark.parametrize("out_channels", [7, 8])
-def test_primary_convolution_may_be_wrapped(wrap, out_channels):
-    module = GhostModule(3, out_channels, 3)
-    module.primary_conv = wrap(module.primary_conv)
-    x = torch.rand(2, 3, 6, 6)
-    intrinsic = module.primary_conv(x)
-    maps = torch.cat([intrinsic, module.cheap_operation(intrinsic)], dim=1)
-    torch.testing.assert_close(module(x), maps[:, :out_channels])
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm
+from torch.optim.swa_utils import AveragedModel
 from torchvision.models import detection, get_model, list_models, regnet, segmentation
 
 from ghostnet import GhostModule, count, replace_conv_with_ghost, report
@@ -267,15 +268,17 @@ def test_report_lists_every_replaced_layer_and_the_totals(capsys):
 
 
 @pytest.mark.parametrize("wrap", [
-    torch.compile, nn.DataParallel, lambda model: torch.compile(nn.DataParallel(model)),
+    nn.DataParallel, AveragedModel, lambda model: torch.compile(model, backend="eager"),
 ])
-def test_report_counts_the_network_inside(wrap, capsys):
+def test_report_counts_networks_that_are_wrapped_alike_and_refuses_one_alone(wrap, capsys):
     ordinary = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
     ghost = replace_conv_with_ghost(copy.deepcopy(ordinary))
-    report("tiny", ordinary, ghost, IMAGE)
+    report("tiny", ordinary, ghost, IMAGE, per_layer=False)
     expected = capsys.readouterr().out
-    report("tiny", wrap(ordinary), wrap(ghost), IMAGE)
+    report("tiny", wrap(ordinary), wrap(ghost), IMAGE, per_layer=False)
     assert capsys.readouterr().out == expected
+    with pytest.raises(ValueError, match="pass the networks themselves"):
+        report("tiny", ordinary, wrap(ghost), IMAGE)
 
 
 @pytest.mark.parametrize("same", [lambda model: model, copy.copy, torch.compile])

@@ -1,7 +1,9 @@
 """The table of results, and what is shipped in checkpoints/, evaluated again on the real data."""
 
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ from ghostnet import Checkpoint, Constants
 
 ROOT = Path(ghostnet.__file__).parent
 CHECKPOINTS, REFUSED = ghostnet.read_all(ROOT / "checkpoints")
+ABLATION, ABLATION_REFUSED = ghostnet.read_all(ROOT / "checkpoints" / "batch128")
+RUNS = [(CHECKPOINTS, name) for name in CHECKPOINTS] + [(ABLATION, name) for name in ABLATION]
+NAMES = [*CHECKPOINTS, *(f"batch128/{name}" for name in ABLATION)]
 
 
 @pytest.fixture(scope="module")
@@ -20,41 +25,58 @@ def data(real_data_dir):
 
 
 def test_no_shipped_file_is_refused():
-    assert REFUSED == {}
+    assert REFUSED == ABLATION_REFUSED == {}
     assert len(CHECKPOINTS) >= 3
+    assert len(ABLATION) >= 3
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_shipped_run_is_finished_and_named_as_the_script_names_it(name, monkeypatch):
-    assert CHECKPOINTS[name].finished
-    constants = CHECKPOINTS[name].constants
+@pytest.mark.parametrize("folder, name", RUNS, ids=NAMES)
+def test_a_shipped_run_is_finished_and_named_as_the_script_names_it(folder, name, monkeypatch):
+    assert folder[name].finished
+    constants = folder[name].constants
     command = ["ghostnet.py", name.split("-")[0]]
     for key, value in asdict(constants).items():
         command.append("--" + key.replace("_", "-"))
         command.extend(str(value).strip("()").split(", "))
     monkeypatch.setattr("sys.argv", command)
-    assert ghostnet.name_runs(tyro.cli(ghostnet.Arguments), CHECKPOINTS) == {name: constants}
+    assert ghostnet.name_runs(tyro.cli(ghostnet.Arguments), folder) == {name: constants}
 
 
-def test_the_tables_in_the_readme_are_those_that_the_commands_print():
-    readme = (ROOT / "README.md").read_text()
-    assert ghostnet.results_table(CHECKPOINTS) in readme
+def test_the_table_in_the_readme_is_the_one_that_the_command_prints():
+    table = ghostnet.results_table(CHECKPOINTS)
+    assert table in (ROOT / "README.md").read_text()
+    assert max(map(len, table.splitlines())) <= 130
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
-def test_shipped_weights_have_the_accuracy_that_their_file_says(name, data):
+def test_the_docstring_ends_with_the_lines_that_the_bare_command_ends_with(monkeypatch, capsys):
+    """As they are where the files' networks have the accuracies that the files say."""
+    arguments = ghostnet.Arguments()
+    data = SimpleNamespace(device=torch.device("cpu"))
+    for run in arguments.experiments:
+        checkpoint = CHECKPOINTS[run]
+        accuracy = checkpoint.accuracy
+        monkeypatch.setattr(ghostnet, "evaluate", lambda *_, accuracy=accuracy: accuracy)
+        ghostnet.finish_and_test(run, checkpoint.constants, data, torch.float32, arguments)
+    lines = capsys.readouterr().out
+    assert ghostnet.__doc__.endswith("\n\n" + textwrap.indent(lines, "    "))
+
+
+@pytest.mark.parametrize("folder, name", RUNS, ids=NAMES)
+def test_shipped_weights_have_the_accuracy_that_their_file_says(folder, name, data):
     """To 15 images, in bfloat16 where that is native; `python ghostnet.py` takes its time."""
     device, precision = ghostnet.pick_hardware(ghostnet.Arguments(device="cpu"))
-    accuracy = ghostnet.evaluate(CHECKPOINTS[name].network(device), data, precision)
-    assert CHECKPOINTS[name].accuracy == pytest.approx(accuracy, abs=0.15)
+    accuracy = ghostnet.evaluate(folder[name].network(device), data, precision)
+    assert folder[name].accuracy == pytest.approx(accuracy, abs=0.15)
 
 
 def test_an_unfinished_run_is_in_the_table_with_all_that_it_was_trained_on():
     history = {name: [60.0, 90.0] for name in ghostnet.HISTORY}
-    places = "abacus, float32, torch 1; Tesla T4, float16, torch 2; abacus, float32, torch 2"
-    checkpoint = Checkpoint(Constants(epochs=3), history, places, {}, {})
+    hardware = "NVIDIA H200, torch.bfloat16, torch 1; "
+    hardware += "Intel(R) Xeon(R) CPU @ 2.20GHz CPU, 2 threads, torch.float32, torch 2; "
+    hardware += "NVIDIA H200, torch.bfloat16, torch 2"
+    checkpoint = Checkpoint(Constants(epochs=3), history, hardware, {}, {})
     table = ghostnet.results_table({"a": checkpoint, "a longer name": checkpoint}).splitlines()
     assert len({len(line) for line in table}) == 1  # aligned
     cells = [cell.strip() for cell in table[2].split("|")[1:-1]]
     assert cells[:5] == ["a", "ghost-resnet56", "2/3", "90.00", "92.7"]
-    assert cells[5:] == ["0.44M", "67.5M", "abacus, Tesla T4", "0:02:30"]
+    assert cells[5:] == ["0.44M", "67.5M", "H200, Xeon", "0:02:30"]

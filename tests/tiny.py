@@ -19,12 +19,6 @@ from torchvision.datasets import CIFAR10
 
 ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = "http://127.0.0.1:9/nothing"  # no test uses the network
-# What a process runs first, to be without the parts that take its time and are rarely tested.
-QUICK = """
-import matplotlib.figure, thop
-thop.profile = lambda *_, **__: (1.0, 1.0, {})
-matplotlib.figure.Figure.savefig = lambda *_, **__: None
-"""
 
 
 def write_tiny_cifar10(root, train=50, test=20):
@@ -83,11 +77,12 @@ class Script:
         assert text.count(old) == 1, old
         self.path.write_text(text.replace(old, new))
 
-    def start(self, *arguments, first=QUICK, launcher=(), **environment):
-        """The script in a process that is started from elsewhere."""
-        command = [sys.executable, *launcher, __file__, self.path]
+    def start(self, *arguments, patches="quick", launcher=(), **environment):
+        """The script in a process that is started from elsewhere, after patches by their names."""
+        program = Path(__file__).with_name("run_patched.py")
+        command = [sys.executable, *launcher, program, patches, self.path]
         command += ["--device", "cpu", *map(str, arguments)]
-        ours = {"OMP_NUM_THREADS": "1", "TINY": str(self.tiny_data), "FIRST": first}
+        ours = {"OMP_NUM_THREADS": "1", "TINY": str(self.tiny_data)}
         environment = {**os.environ, **ours, **environment}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd="/", env=environment, **pipes)
@@ -124,11 +119,3 @@ def finish(process):
 def files(folder):
     """What the files in a folder hold, by name; not the locks."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
-
-
-if __name__ == "__main__":  # TINY=FOLDER FIRST="Python code" python tests/tiny.py SCRIPT ARGUMENTS
-    for name, value in published(Path(os.environ["TINY"])).items():
-        setattr(CIFAR10, name, value)
-    exec(os.environ["FIRST"])
-    del sys.argv[0]
-    runpy.run_path(sys.argv[0], run_name="__main__")
