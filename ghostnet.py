@@ -808,17 +808,17 @@ def count(model, *inputs):
 def report(name, ordinary, ghost, *inputs, per_layer=True):
     """Print FLOPs and parameters of a network and of its ghost network, for one pass of `inputs`.
 
-    Raises ValueError where both are one object, as replace_conv_with_ghost works in place, and
-    where one alone is compiled or wrapped.
+    Raises ValueError where both are one object (replace_conv_with_ghost works in place), or where
+    one alone is compiled or wrapped.
     """
     ghosts = {layer: m for layer, m in ghost.named_modules() if isinstance(m, GhostModule)}
     if ordinary is ghost or not set(ghosts.values()).isdisjoint(ordinary.modules()):
         raise ValueError("both are one network: copy it before replacing layers (copy.deepcopy)")
     ordinary_counts = count(ordinary, *inputs)
     ghost_counts = count(ghost, *inputs)
-    if not ghosts.keys() <= ordinary_counts.keys() & ghost_counts.keys():
-        raise ValueError("layers have other names in one network: pass the networks themselves")
     if per_layer:
+        if not ghosts.keys() <= ordinary_counts.keys() & ghost_counts.keys():
+            raise ValueError("layers have other names in one network: pass the networks themselves")
         for layer in ghosts:
             (f0, p0), (f1, p1) = ordinary_counts[layer], ghost_counts[layer]
             flops = f"flops {f0 / 1e6:.2f}M -> {f1 / 1e6:.2f}M"
