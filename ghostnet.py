@@ -110,18 +110,18 @@ class Arguments:
     experiments: tyro.conf.Positional[tuple[Literal[tuple(EXPERIMENTS)], ...]] = (
         "gr_cosine", "gr_multistep", "gv_cosine")
     constants: tyro.conf.OmitArgPrefixes[Constants] = field(default_factory=Constants)
-    seeds: tuple[int, ...] = ()  # several seeds: every run once with each of them
-    data_dir: Path = HERE / "data"  # folder of cifar-10-batches-py, downloaded if it is missing
+    seeds: tuple[int, ...] = ()  # seeds that every run is trained with
+    data_dir: Path = HERE / "data"  # folder of cifar-10-batches-py, downloaded if missing
     checkpoint_dir: Path = HERE / "checkpoints"  # folder of the runs' files
     image_dir: Path = HERE / "images"  # folder of the pictures
     device: Literal["auto", "cuda", "cpu"] = "auto"  # device; auto: a GPU if there is one
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: best native one
-    cuda_graph: bool = True  # recording of the training step as one CUDA graph (on a GPU)
+    cuda_graph: bool = True  # training step as one CUDA graph (on a GPU)
 
 
 # ---------- ghost module
 def of_primary_conv(name):
-    """An attribute of a ghost module that is its primary convolution's, and cannot be set."""
+    """A read-only attribute of a ghost module: that of its primary convolution."""
     attribute = property(lambda ghost: getattr(ghost.primary_conv, name))
     return torch.jit.unused(attribute)  # torch.jit.script cannot compile it
 
@@ -324,8 +324,8 @@ def build_network(constants):
         model = ResNet(int(constants.network.removeprefix("resnet")))
     if constants.ratio > 1:
         replace_conv_with_ghost(model, constants.ratio, constants.dw_kernel_size)
-    # He's initialization. torch's own weights are 2.4 times smaller, which behind a batch norm is a
-    # learning rate 6 times too large: VGG-16 then stays near chance for two epochs.
+    # He's initialization. torch's own is 2.4 times smaller, which behind a batch norm makes the
+    # first learning rate 6 times too large: VGG-16 stays near chance for two epochs.
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -364,7 +364,7 @@ PADDING = 4  # zero pixels on each side, from which the random crop is taken
 
 
 def load_cifar10(root):
-    """torchvision's training and test sets; files that are missing are unpacked or downloaded."""
+    """torchvision's training and test sets; missing files are unpacked or downloaded."""
     dataset = torchvision.datasets.CIFAR10
     if root.name == dataset.base_folder:
         root = root.parent
@@ -483,8 +483,7 @@ class Trainer:
         self.precision = precision
         self.device = data.device
         torch.manual_seed(10**6 * constants.seed)  # epoch n is seeded with this plus n
-        model = build_network(constants)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = build_network(constants).to(self.device, memory_format=torch.channels_last)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
         # A recorded step reads and writes these tensors, so they are only changed in place.
         self.graph = None
@@ -498,12 +497,12 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             group = cheap if ".cheap_operation." in name else others
             group["params"].append(parameter)
-            self.momentum[name] = torch.zeros_like(parameter)
         self.optimizer = torch.optim.SGD(
             [others, cheap], self.lr, constants.momentum,
             nesterov=constants.momentum > 0, fused=True,
         )
         for name, parameter in self.model.named_parameters():
+            self.momentum[name] = torch.zeros_like(parameter)
             self.optimizer.state[parameter]["momentum_buffer"] = self.momentum[name]
 
     def step(self, plan):
@@ -533,7 +532,7 @@ class Trainer:
             raise UserError(message) from None
 
     def take_step(self, plan):
-        """Take a step by the graph, if it is recorded and the batch a full one."""
+        """Take a step, by the graph if it is recorded and the batch is a full one."""
         if self.graph is None or len(plan) < len(self.plan):
             self.step(plan)
         else:
@@ -542,7 +541,7 @@ class Trainer:
 
     def epoch(self, number, title, cuda_graph=False):
         """Train an epoch; its mean loss and its accuracy in percent, as the batches came."""
-        # Seeded anew, so that a resumed run draws what an uninterrupted one does.
+        # Seeded anew, so that a resumed run draws what it would have drawn without a stop.
         torch.manual_seed(10**6 * self.constants.seed + number)
         self.model.train()
         self.lr.fill_(learning_rate(self.constants, number))
@@ -763,8 +762,8 @@ def finish_and_test(run, constants, data, precision, arguments):
                     cuda_graph = arguments.cuda_graph and data.device.type == "cuda"
                     train(checkpoint, path, data, precision, cuda_graph)
         accuracy = evaluate(checkpoint.network(data.device), data)
-        when_trained = f"{checkpoint.accuracy:.2f}% when trained"
-        print(f"{run}: test accuracy {accuracy:.2f}% now, {when_trained}", flush=True)
+        now = f"{run}: test accuracy {accuracy:.2f}% now"
+        print(f"{now}, {checkpoint.accuracy:.2f}% when trained", flush=True)
         return True
     except filelock.Timeout:
         print(f"{run}: passed over, another process is training it")
@@ -813,12 +812,12 @@ def report(name, ordinary, ghost, *inputs, per_layer=True):
     """
     ghosts = {layer: m for layer, m in ghost.named_modules() if isinstance(m, GhostModule)}
     if ordinary is ghost or not set(ghosts.values()).isdisjoint(ordinary.modules()):
-        raise ValueError("both are one network: copy it before replacing layers (copy.deepcopy)")
+        raise ValueError("both are one network: copy.deepcopy it before replacing layers")
     ordinary_counts = count(ordinary, *inputs)
     ghost_counts = count(ghost, *inputs)
     if per_layer:
         if not ghosts.keys() <= ordinary_counts.keys() & ghost_counts.keys():
-            raise ValueError("layers have other names in one network: pass the networks themselves")
+            raise ValueError("layer names differ: pass the networks themselves, not wrapped ones")
         for layer in ghosts:
             (f0, p0), (f1, p1) = ordinary_counts[layer], ghost_counts[layer]
             flops = f"flops {f0 / 1e6:.2f}M -> {f1 / 1e6:.2f}M"
@@ -928,7 +927,7 @@ def draw_curves(checkpoints, path):
     color_of = {}
     for run, checkpoint in checkpoints.items():
         epochs = range(1, checkpoint.epochs + 1)
-        label = f"{run}: {checkpoint.accuracy:.2f}%".replace("$", r"\$")  # no formula
+        label = f"{run}: {checkpoint.accuracy:.2f}%".replace("$", r"\$")  # else a formula begins
         (line,) = accuracy.plot(epochs, checkpoint.history["test_accuracy"], label=label)
         loss.plot(epochs, checkpoint.history["loss"], color=line.get_color())
         color_of.setdefault(checkpoint.constants.architecture, line.get_color())
@@ -978,7 +977,9 @@ def main():
             ghost = build_network(Constants(network=network))
             report(name, ordinary, ghost, torch.zeros(1, 3, 32, 32), per_layer=False)
         print_and_draw(checkpoints, runs, data, arguments.image_dir)
-    succeeded = [finish_and_test(*run, data, precision, arguments) for run in runs.items()]
+    succeeded = []
+    for run, constants in runs.items():
+        succeeded.append(finish_and_test(run, constants, data, precision, arguments))
     checkpoints_now, _ = read_all(arguments.checkpoint_dir)
     if FIRST_PROCESS and checkpoints_now != checkpoints:
         print_and_draw(checkpoints_now, runs, data, arguments.image_dir)
