@@ -125,31 +125,43 @@ def percent(accuracy: float | None) -> str:
     return "–" if accuracy is None else f"{accuracy:.2f}"
 
 
-def table(rows: list[Row]) -> str:
-    columns = "run|network|epochs|ours|paper|earlier|public|"
-    columns += "ours, best|earlier, best|public, best|params, FLOPs|paper's"
+def accuracy_table(rows: list[Row]) -> str:
+    columns = "run|network|epochs|ours|paper|difference|earlier|public|"
+    columns += "ours, best|earlier, best|public, best"
     lines = [columns.split("|")]
     for row in rows:
-        architecture = row.constants.architecture
         last, best = row.ours
         ours = percent(last)
         if len(row.last) > 1:
             ours += f" ± {stdev(row.last.values()):.2f} ({len(row.last)})"
-        flops, parameters = cost(row.constants)
+        paper, _ = row.paper
+        earlier_last, earlier_best = row.earlier
+        public_last, public_best = row.public
         lines.append((
             row.name,
-            architecture,
+            row.constants.architecture,
             row.constants.epochs,
             ours,
-            row.paper[0] or "–",
-            percent(row.earlier[0]),
-            percent(row.public[0]),
+            paper or "–",
+            f"{last - paper:+.2f}" if paper else "–",
+            percent(earlier_last),
+            percent(public_last),
             percent(best),
-            percent(row.earlier[1]),
-            percent(row.public[1]),
-            f"{parameters:.2f}M, {flops:.1f}M",
-            PAPER_COSTS.get(architecture, "–"),
+            percent(earlier_best),
+            percent(public_best),
         ))
+    return ghostnet.markdown(lines)
+
+
+def cost_table(rows: list[Row]) -> str:
+    lines = [("network", "params, FLOPs", "in the paper")]
+    for row in rows:
+        flops, parameters = cost(row.constants)
+        ours = f"{parameters:.2f}M, {flops:.1f}M"
+        network = row.constants.architecture
+        line = (network, ours, PAPER_COSTS.get(network, "–"))
+        if line not in lines:
+            lines.append(line)
     return ghostnet.markdown(lines)
 
 
@@ -269,7 +281,7 @@ def main() -> None:
     for error in [*refused.values(), *refused_too.values()]:
         ghostnet.complain(f"{error}; it is left out")
     rows = rows_of(checkpoints)
-    print(table(rows), end="\n\n")
+    print(f"{accuracy_table(rows)}\n\n{cost_table(rows)}\n")
     path = arguments.image_dir / "accuracy_vs_flops.png"
     draw(rows, path)
     ghosts = {}

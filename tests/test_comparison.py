@@ -52,24 +52,27 @@ def test_finished_runs_stand_beside_what_others_report(tmp_path, monkeypatch, pr
         "gr_s3": run(EXPERIMENTS["gr_s3"], 99.0, epochs=199),
         "gv_cosine": run(EXPERIMENTS["gv_cosine"], 93.5),
         "short": run(replace(EXPERIMENTS["resnet56"], epochs=30), 90.0, epochs=30),
+        "resnet32": run(EXPERIMENTS["resnet32"], 93.25),
     }
     lines, error = printed(checkpoints, {"notes": ghostnet.UserError("notes.pth is refused")})
-    costs = "0.44M, 67.5M | 0.43M, 63M"
-    assert lines[2:12] == [
-        "| gr_cosine | ghost-resnet56 | 200 | 92.50 ± 0.71 (2) | 92.7 | – | – "
-        f"| 92.88 | 92.20 | – | {costs} |",
-        "| gr_multistep | ghost-resnet56 | 200 | 92.25 | 92.7 | – | – "
-        f"| 92.25 | 92.55 | – | {costs} |",
-        "| gv_cosine | ghost-vgg16 | 200 | 93.50 | 93.7 | 93.60 | – "
-        "| 93.50 | 93.63 | – | 7.65M, 159.2M | 7.7M, 158M |",
-        "| short | resnet56 | 30 | 90.00 | 93.0 | – | 94.21 "
-        "| 90.00 | – | 94.37 | 0.86M, 127.9M | 0.85M, 125M |",
+    ghost = "ghost-resnet56 | 200"
+    assert lines[2:18] == [
+        f"| gr_cosine | {ghost} | 92.50 ± 0.71 (2) | 92.7 | -0.20 | – | – | 92.88 | 92.20 | – |",
+        f"| gr_multistep | {ghost} | 92.25 | 92.7 | -0.45 | – | – | 92.25 | 92.55 | – |",
+        "| gv_cosine | ghost-vgg16 | 200 | 93.50 | 93.7 | -0.20 | 93.60 | – | 93.50 | 93.63 | – |",
+        "| short | resnet56 | 30 | 90.00 | 93.0 | -3.00 | – | 94.21 | 90.00 | – | 94.37 |",
+        "| resnet32 | resnet32 | 200 | 93.25 | – | – | – | 93.41 | 93.25 | – | 93.53 |",
+        "",
+        "| network | params, FLOPs | in the paper |",
+        lines[9],
+        "| ghost-resnet56 | 0.44M, 67.5M | 0.43M, 63M |",
+        "| ghost-vgg16 | 7.65M, 159.2M | 7.7M, 158M |",
+        "| resnet56 | 0.86M, 127.9M | 0.85M, 125M |",
+        "| resnet32 | 0.47M, 70.4M | – |",
         "",
         "gr_cosine-seed1: 0 of 1064 ghosts are empty",
         "gr_cosine-seed2: 0 of 1064 ghosts are empty",
         "gr_cosine-seed3: 0 of 1064 ghosts are empty",
-        "gr_multistep: 0 of 1064 ghosts are empty",
-        "gv_cosine: 0 of 2112 ghosts are empty",
     ]
     assert "notes.pth" in error and "gr_cosine: see --run" in error and error.count("\n") == 2
     picture = matplotlib.image.imread(tmp_path / "images" / "accuracy_vs_flops.png")

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import comparison
 import pytest
 import torch
 import tyro
@@ -16,6 +17,7 @@ ROOT = Path(ghostnet.__file__).parent
 CHECKPOINTS, REFUSED = ghostnet.read_all(ROOT / "checkpoints")
 ABLATION, ABLATION_REFUSED = ghostnet.read_all(ROOT / "checkpoints" / "batch128")
 RUNS = [(CHECKPOINTS, name) for name in CHECKPOINTS] + [(ABLATION, name) for name in ABLATION]
+README = (ROOT / "README.md").read_text()
 NAMES = [*CHECKPOINTS, *(f"batch128/{name}" for name in ABLATION)]
 
 
@@ -44,8 +46,15 @@ def test_a_shipped_run_is_finished_and_named_as_the_script_names_it(folder, name
 
 def test_the_table_in_the_readme_is_the_one_that_the_command_prints():
     table = ghostnet.results_table(CHECKPOINTS)
-    assert table in (ROOT / "README.md").read_text()
+    assert table in README
     assert max(map(len, table.splitlines())) <= 130
+
+
+def test_the_tables_of_comparisons_in_the_readme_are_those_that_comparison_py_prints():
+    assert comparison.accuracy_table(comparison.rows_of(CHECKPOINTS)) in README
+    ghosts = {name: run for name, run in CHECKPOINTS.items() if run.constants.ratio > 1}
+    ghosts |= {f"batch128/{name}": run for name, run in ABLATION.items()}
+    assert comparison.ablation(ghosts) in README
 
 
 def test_the_docstring_ends_with_the_lines_that_the_bare_command_ends_with(monkeypatch, capsys):
