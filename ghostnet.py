@@ -135,8 +135,7 @@ class GhostModule(nn.Module):
         dw_kernel_size: d, odd; kernel size of the depthwise convolution that makes the ghosts
     Shapes: (N, in_channels, H, W) -> (N, out_channels, H', W') as nn.Conv2d. Normalization and
     activation are not inside: the network's own follow. Raises ValueError for other ratios and
-    kernel sizes, and what nn.Conv2d raises. Stride, padding and so on are those of primary_conv:
-    to set them here is an AttributeError.
+    kernel sizes, and what nn.Conv2d raises.
     """
 
     in_channels = of_primary_conv("in_channels")
@@ -689,7 +688,7 @@ def write_atomically(path, write):
     """Write to another file and rename it: a kill or a full disk leaves the old file whole."""
     content = io.BytesIO()  # on a full disk, torch.save to a file ends the process
     write(content)
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: kills leave no more than one file
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content.getbuffer())
@@ -776,17 +775,10 @@ def finish_and_test(run, constants, data, precision, arguments):
 
 
 # ---------- report
-PAPER = {  # top-1 accuracy in percent (tables 3, 4 and 5)
-    "resnet56": 93.0,
-    "ghost-resnet56": 92.7,
-    "vgg16": 93.6,
-    "ghost-vgg16": 93.7,
-    "ghost-vgg16 d=1": 93.5,
-    "ghost-vgg16 d=5": 93.4,
-    "ghost-vgg16 d=7": 93.1,
-    "ghost-vgg16 s=3": 93.4,
-    "ghost-vgg16 s=4": 93.0,
-    "ghost-vgg16 s=5": 92.9,
+PAPER = {  # top-1 accuracy in percent: tables 5 and 3, then d of table 3, then s of table 4
+    "resnet56": 93.0, "ghost-resnet56": 92.7, "vgg16": 93.6, "ghost-vgg16": 93.7,
+    "ghost-vgg16 d=1": 93.5, "ghost-vgg16 d=5": 93.4, "ghost-vgg16 d=7": 93.1,
+    "ghost-vgg16 s=3": 93.4, "ghost-vgg16 s=4": 93.0, "ghost-vgg16 s=5": 92.9,
 }
 
 
@@ -885,10 +877,10 @@ def ghosts_and_sources(model, module, image):
 def draw_ghosts(run, model, data, path):
     """A test image; intrinsic maps, kernels and ghosts of a ghost module (paper, figure 4)."""
     modules = [(n, m) for n, m in model.named_modules() if isinstance(m, GhostModule)]
-    last = len(modules) - 1
-    require(0 <= PICTURE_MODULE <= last, f"PICTURE_MODULE must be from 0 to {last} for {run}")
-    last = len(data.test_images) - 1
-    require(0 <= PICTURE_IMAGE <= last, f"PICTURE_IMAGE must be from 0 to {last}")
+    last_module = len(modules) - 1
+    last_image = len(data.test_images) - 1
+    require(0 <= PICTURE_MODULE <= last_module, f"PICTURE_MODULE must be from 0 to {last_module}")
+    require(0 <= PICTURE_IMAGE <= last_image, f"PICTURE_IMAGE must be from 0 to {last_image}")
     name, module = modules[PICTURE_MODULE]
     image = data.test_images[PICTURE_IMAGE]
     ghosts, sources = ghosts_and_sources(model, module, data.normalize(image[None]))
@@ -937,7 +929,7 @@ def draw_curves(checkpoints, path):
             accuracy.axhline(PAPER[network], color=color, linestyle="--", linewidth=1, label=label)
     accuracy.set(xlabel="epoch", ylabel="test accuracy (%)")
     lowest = min(checkpoint.accuracy for checkpoint in checkpoints.values())
-    accuracy.set_ylim(bottom=min(70, lowest - 5))  # the last tenths decide, not the first epochs
+    accuracy.set_ylim(bottom=min(70, lowest - 5))  # the last epochs decide
     loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
     for axes in (accuracy, loss):
         axes.grid(alpha=0.3)
