@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_type_hints
 
 if importlib.util.find_spec("matplotlib_inline") is None:
-    os.environ.pop("MPLBACKEND", None)  # a notebook's, with which matplotlib would not be imported
+    os.environ.pop("MPLBACKEND", None)  # a notebook sets it to a backend of that package
 
 import filelock
 import matplotlib.style
@@ -55,7 +55,7 @@ from tqdm import tqdm
 class Constants:
     """All that defines a run: edit a default here, or give it as an option."""
 
-    network: Literal["resnet32", "resnet56", "vgg16"] = "resnet56"  # network made of ghost modules
+    network: Literal["resnet32", "resnet56", "vgg16"] = "resnet56"  # network with ghost modules
     ratio: int = 2  # s in the paper: all maps / intrinsic maps; 1 keeps the ordinary convolutions
     dw_kernel_size: int = 3  # d in the paper: kernel size of the cheap convolution, odd
     schedule: Literal["cosine", "multistep"] = "cosine"  # learning rate: cosine to zero, or steps
@@ -114,14 +114,14 @@ class Arguments:
     data_dir: Path = HERE / "data"  # folder of cifar-10-batches-py, downloaded if missing
     checkpoint_dir: Path = HERE / "checkpoints"  # folder of the runs' files
     image_dir: Path = HERE / "images"  # folder of the pictures
-    device: Literal["auto", "cuda", "cpu"] = "auto"  # device; auto: a GPU if there is one
+    device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: a GPU if there is one
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: best native one
-    cuda_graph: bool = True  # training step as one CUDA graph (on a GPU)
+    cuda_graph: bool = True  # record the training step as a CUDA graph
 
 
 # ---------- ghost module
 def of_primary_conv(name):
-    """A read-only attribute of a ghost module: that of its primary convolution."""
+    """A property of a ghost module that reads an attribute of its primary convolution."""
     attribute = property(lambda ghost: getattr(ghost.primary_conv, name))
     return torch.jit.unused(attribute)  # torch.jit.script cannot compile it
 
@@ -153,14 +153,14 @@ class GhostModule(nn.Module):
         super().__init__()
         if not isinstance(ratio, Integral) or ratio < 1:
             raise ValueError(f"ratio must be an integer from 1, not {ratio}")
-        odd = isinstance(dw_kernel_size, Integral) and dw_kernel_size % 2 == 1
-        if not odd or dw_kernel_size < 1:
-            raise ValueError(f"dw_kernel_size must be odd and positive, not {dw_kernel_size}")
+        d = dw_kernel_size
+        if not isinstance(d, Integral) or d < 1 or d % 2 == 0:
+            raise ValueError(f"dw_kernel_size must be odd and positive, not {d}")
         shape = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         nn.Conv2d(in_channels, out_channels, *shape, device="meta")  # refuses wrong arguments
         self.out_channels = out_channels
         self.dw_kernel_size = int(dw_kernel_size)
-        self.ratio = min(int(ratio), max(1, out_channels // groups))
+        self.ratio = min(int(ratio), max(1, out_channels // groups))  # at most a group's maps
         intrinsic = math.ceil(out_channels / (self.ratio * groups)) * groups
         ghosts = intrinsic * (self.ratio - 1)
         self.surplus = intrinsic + ghosts - out_channels  # ghosts that are made but not needed
@@ -232,7 +232,8 @@ def modules_to_keep(model, keep):
     if callable(keep):
         keep = [name for name, m in layers.items() if isinstance(m, nn.Conv2d) and keep(name, m)]
     names = {keep} if isinstance(keep, str) else set(keep)
-    if unknown := names - (layers.keys() - {""}):
+    unknown = names - (layers.keys() - {""})  # the empty name is the model's own
+    if unknown:
         raise ValueError(f"keep names no layer of the model: {unknown}")
     kept = set()
     for name, layer in layers.items():
@@ -323,8 +324,8 @@ def build_network(constants):
         model = ResNet(int(constants.network.removeprefix("resnet")))
     if constants.ratio > 1:
         replace_conv_with_ghost(model, constants.ratio, constants.dw_kernel_size)
-    # He's initialization. torch's own is 2.4 times smaller, which behind a batch norm makes the
-    # first learning rate 6 times too large: VGG-16 stays near chance for two epochs.
+    # He's initialization. torch's own weights are 2.4 times smaller, which before a batch norm acts
+    # as a 6 times higher learning rate: VGG-16 stays near chance for two epochs.
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -345,17 +346,6 @@ def complain(message):
     print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
 
 
-def run_as_script(main):
-    try:
-        main()
-    except KeyboardInterrupt:
-        complain("stopped; the same command goes on from the last save")
-        sys.exit(130)
-    except (UserError, OSError, NotImplementedError) as error:  # the last: a disk without locks
-        complain(str(error))
-        sys.exit(2)
-
-
 # ---------- data
 MEAN = (0.4914, 0.4822, 0.4465)  # of all training pixels in each channel, scaled to [0, 1]
 STD = (0.2470, 0.2435, 0.2616)
@@ -369,13 +359,13 @@ def load_cifar10(root):
         root = root.parent
     try:
         try:
-            dataset(root)  # looks first: a complete folder may be read-only
+            dataset(root)  # only reads: a complete folder may be read-only
         except RuntimeError:
             root.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(root / ".cifar-10.lock"):
                 dataset(root, download=True)
         return dataset(root, train=True), dataset(root, train=False)
-    except Exception as error:  # a download can raise all kinds
+    except Exception as error:  # a download can raise anything
         hint = f"put {dataset.filename} there or give --data-dir"
         raise UserError(f"no CIFAR-10 in {root} ({error}): {hint}") from None
 
@@ -463,11 +453,12 @@ def evaluate(model, data, precision=torch.float32):
     """Top-1 accuracy on the test images in percent."""
     model.eval()
     device = data.device.type
-    size = 250 if device == "cpu" else 2000  # fits a CPU's cache; fills a GPU
+    batch_size = 250 if device == "cpu" else 2000  # 250 fit a CPU's cache, 2000 fill a GPU
     autocast = torch.autocast(device, precision, enabled=precision != torch.float32)
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # alike on all GPUs
     predictions = []
-    with torch.inference_mode(), autocast, torch.backends.cudnn.flags(True, allow_tf32=False):
-        for images in data.test_images.split(size):
+    with torch.inference_mode(), autocast, exact:
+        for images in data.test_images.split(batch_size):
             predictions.append(model(data.normalize(images)).argmax(1))
     hits = (torch.cat(predictions) == data.test_labels).sum()
     return 100 * hits.item() / len(data.test_labels)
@@ -484,12 +475,12 @@ class Trainer:
         torch.manual_seed(10**6 * constants.seed)  # epoch n is seeded with this plus n
         self.model = build_network(constants).to(self.device, memory_format=torch.channels_last)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
-        # A recorded step reads and writes these tensors, so they are only changed in place.
-        self.graph = None
+        self.graph = None  # the step, recorded as a CUDA graph
+        # The graph holds the addresses of these tensors: they are changed in place, not replaced.
         self.lr = torch.tensor(constants.lr, device=self.device)
         self.plan = torch.zeros(constants.batch_size, 4, dtype=torch.long, device=self.device)
         self.tally = torch.zeros(2, device=self.device)  # loss and hits, read once an epoch
-        self.momentum = {}  # by parameter name
+        self.momentum = {}  # a tensor for each parameter, by its name
         # Batch norm makes the scale of a ghost irrelevant, so weight decay can empty it unopposed.
         cheap = {"params": [], "weight_decay": constants.cheap_weight_decay}
         others = {"params": [], "weight_decay": constants.weight_decay}
@@ -506,7 +497,7 @@ class Trainer:
 
     def step(self, plan):
         """Augment, forward, backward, update."""
-        # cudnn's search for the fastest kernels is too long for an epoch's one short batch.
+        # cudnn's search for the fastest kernels takes longer than an epoch's one short batch.
         torch.backends.cudnn.benchmark = len(plan) == len(self.plan)
         images, labels = self.data.train_batch(plan)
         enabled = self.precision != torch.float32
@@ -526,7 +517,8 @@ class Trainer:
         try:
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.step(self.plan)
-        except RuntimeError as error:  # after a failed recording the state is undefined
+        except RuntimeError as error:
+            # No plain step can follow: a failed recording leaves the state undefined.
             message = f"the step cannot be recorded ({error!s:.99}): go on with --no-cuda-graph"
             raise UserError(message) from None
 
@@ -538,8 +530,8 @@ class Trainer:
             self.plan.copy_(plan)
             self.graph.replay()
 
-    def epoch(self, number, title, cuda_graph=False):
-        """Train an epoch; its mean loss and its accuracy in percent, as the batches came."""
+    def epoch(self, number, title, cuda_graph):
+        """Train an epoch; mean loss and accuracy in percent of its batches, as they came."""
         # Seeded anew, so that a resumed run draws what it would have drawn without a stop.
         torch.manual_seed(10**6 * self.constants.seed + number)
         self.model.train()
@@ -555,7 +547,7 @@ class Trainer:
 
 
 # ---------- runs and their files
-# A run is a set of constants under a name of its own. It goes on from its file, which it saves.
+# A run is a set of constants with a name of its own. It is saved to a file and goes on from it.
 HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # accuracies in percent
 SAVE_SECONDS = 10  # shortest time between saves; on a fast GPU an epoch takes less than a save
 # Of the processes that torchrun starts, the first one prints the reports.
@@ -564,7 +556,7 @@ FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
 
 def check_constants(constants):
     """Raise UserError for constants that no run can have."""
-    limits = {  # of dw_kernel_size: from 15 on, its backward pass in bfloat16 hangs on a CPU
+    limits = {  # a CPU hangs in the bfloat16 backward pass of a depthwise kernel of 15 or more
         "ratio": (1, 512), "dw_kernel_size": (1, 13), "epochs": (1, 10**5), "lr": (1e-9, 1e9),
         "momentum": (0.0, 0.9999), "weight_decay": (0.0, 1e3), "cheap_weight_decay": (0.0, 1e3),
         "batch_size": (1, 50_000), "seed": (0, 2**31 - 1),
@@ -583,7 +575,7 @@ def check_constants(constants):
 
 
 def name_runs(arguments, checkpoints):
-    """The constants of every run by its name, in which all that was edited or given shows."""
+    """Every run's constants by its name, which tells what was edited or given as an option."""
     runs = {}
     for experiment in arguments.experiments:
         base = EXPERIMENTS[experiment]
@@ -598,7 +590,8 @@ def name_runs(arguments, checkpoints):
             changes = {key: new for key, new in asdict(seeded).items() if new != old[key]}
             run = experiment
             for key, new in changes.items():
-                run += f"-{key}" + re.sub(r"[^\w.-]+", "_", str(new)).strip("_")
+                value = re.sub(r"[^\w.-]+", "_", str(new)).strip("_")  # (1, 2) becomes 1_2
+                run += f"-{key}{value}"
             runs[run] = seeded
             if changes and FIRST_PROCESS:
                 said = [f"{key} {new} instead of {old[key]}" for key, new in changes.items()]
@@ -640,7 +633,7 @@ class Checkpoint:
         return all(tensor.isfinite().all() for tensor in tensors)
 
     def check(self):
-        """Raise an error, a UserError mostly, if no run can go on from this."""
+        """Raise an error if this is no state of a run."""
         check_constants(self.constants)
         require(1 <= self.epochs <= self.constants.epochs, "wrong number of epochs")
         require(isinstance(self.accuracy, float), "history holds no numbers")
@@ -662,14 +655,16 @@ def read_checkpoint(path):
         with zipfile.ZipFile(path) as archive:  # torch.load itself looks at no checksum
             require(archive.testzip() is None, "wrong checksum")
         checkpoint = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
-        constants = checkpoint.constants  # in the file a dictionary
+        constants = checkpoint.constants  # a dictionary in the file
         require(constants.keys() == asdict(Constants()).keys(), "other constants")
         checkpoint.constants = Constants(**constants)
         checkpoint.check()
         return checkpoint
-    except Exception as error:  # a file by another hand can raise all kinds
-        reason = str(error) if isinstance(error, UserError) else repr(error)[:200]
-        raise UserError(f"{path} is no checkpoint of this script ({reason}): move it") from None
+    except UserError as error:
+        reason = str(error)
+    except Exception as error:  # a file by another hand can raise anything
+        reason = repr(error)[:200]
+    raise UserError(f"{path} is no checkpoint of this script ({reason}): move it")
 
 
 def read_all(folder):
@@ -709,7 +704,7 @@ def load_or_begin(path, constants):
     return checkpoint
 
 
-def train(checkpoint, path, data, precision, cuda_graph=False):
+def train(checkpoint, path, data, precision, cuda_graph):
     """Train a run from where its checkpoint stands to the last epoch, and save it to its file."""
     constants = checkpoint.constants
     trainer = Trainer(constants, data, precision)
@@ -718,8 +713,10 @@ def train(checkpoint, path, data, precision, cuda_graph=False):
         for name, buffer in trainer.momentum.items():
             buffer.copy_(checkpoint.momentum[name])
     hardware = f"{hardware_name(trainer.device)}, {precision}, torch {torch.__version__}"
-    if hardware not in checkpoint.trained_on.split("; "):
-        checkpoint.trained_on = f"{checkpoint.trained_on}; {hardware}".removeprefix("; ")
+    if checkpoint.epochs == 0:
+        checkpoint.trained_on = hardware
+    elif hardware not in checkpoint.trained_on.split("; "):
+        checkpoint.trained_on += f"; {hardware}"
     print(f"{path.stem}: training from epoch {checkpoint.epochs + 1}", flush=True)
     saved_at = -math.inf
     for epoch in range(checkpoint.epochs + 1, constants.epochs + 1):
@@ -730,7 +727,7 @@ def train(checkpoint, path, data, precision, cuda_graph=False):
             checkpoint.model = trainer.model.state_dict()
             checkpoint.momentum = trainer.momentum
             test_accuracy = evaluate(trainer.model, data, precision)
-        else:  # a finished file is small; its accuracy is that of what it holds
+        else:  # a finished file is float16, to be small, and its accuracy that of float16
             checkpoint.model = trainer.model.half().state_dict()
             checkpoint.momentum = {}
             test_accuracy = evaluate(checkpoint.network(trainer.device), data)
@@ -760,9 +757,9 @@ def finish_and_test(run, constants, data, precision, arguments):
                 if not checkpoint.finished:
                     cuda_graph = arguments.cuda_graph and data.device.type == "cuda"
                     train(checkpoint, path, data, precision, cuda_graph)
-        accuracy = evaluate(checkpoint.network(data.device), data)
-        now = f"{run}: test accuracy {accuracy:.2f}% now"
-        print(f"{now}, {checkpoint.accuracy:.2f}% when trained", flush=True)
+        now = evaluate(checkpoint.network(data.device), data)
+        then = checkpoint.accuracy
+        print(f"{run}: test accuracy {now:.2f}% now, {then:.2f}% when trained", flush=True)
         return True
     except filelock.Timeout:
         print(f"{run}: passed over, another process is training it")
@@ -775,7 +772,7 @@ def finish_and_test(run, constants, data, precision, arguments):
 
 
 # ---------- report
-PAPER = {  # top-1 accuracy in percent: tables 5 and 3, then d of table 3, then s of table 4
+PAPER = {  # top-1 accuracy in percent, from tables 3 (d), 4 (s) and 5
     "resnet56": 93.0, "ghost-resnet56": 92.7, "vgg16": 93.6, "ghost-vgg16": 93.7,
     "ghost-vgg16 d=1": 93.5, "ghost-vgg16 d=5": 93.4, "ghost-vgg16 d=7": 93.1,
     "ghost-vgg16 s=3": 93.4, "ghost-vgg16 s=4": 93.0, "ghost-vgg16 s=5": 92.9,
@@ -783,24 +780,23 @@ PAPER = {  # top-1 accuracy in percent: tables 5 and 3, then d of table 3, then 
 
 
 def count(model, *inputs):
-    """FLOPs (multiply-adds, as in the paper) and parameters of each module by its name."""
-    flops, params, tree = thop.profile(model, inputs=inputs, verbose=False, ret_layer_info=True)
-    counts = {"": (flops, params)}  # of the whole model, whose name is empty
+    """FLOPs (multiply-adds, as in the paper) and parameters of each module; "" is the model."""
+    counts = {}
 
-    def add(children, prefix):
-        for name, (flops, params, grandchildren) in children.items():
-            counts[prefix + name] = (flops, params)
-            add(grandchildren, f"{prefix}{name}.")
+    def add(name, flops, params, children):
+        counts[name] = (flops, params)
+        for child, counted in children.items():
+            add(f"{name}.{child}" if name else child, *counted)
 
-    add(tree, "")
+    add("", *thop.profile(model, inputs=inputs, verbose=False, ret_layer_info=True))
     return counts
 
 
 def report(name, ordinary, ghost, *inputs, per_layer=True):
     """Print FLOPs and parameters of a network and of its ghost network, for one pass of `inputs`.
 
-    Raises ValueError where both are one object (replace_conv_with_ghost works in place), or where
-    one alone is compiled or wrapped.
+    Raises ValueError where both are one object, as replace_conv_with_ghost works in place, and, for
+    the list of layers, where only one of them is compiled or wrapped.
     """
     ghosts = {layer: m for layer, m in ghost.named_modules() if isinstance(m, GhostModule)}
     if ordinary is ghost or not set(ghosts.values()).isdisjoint(ordinary.modules()):
@@ -811,16 +807,19 @@ def report(name, ordinary, ghost, *inputs, per_layer=True):
         if not ghosts.keys() <= ordinary_counts.keys() & ghost_counts.keys():
             raise ValueError("layer names differ: pass the networks themselves, not wrapped ones")
         for layer in ghosts:
-            (f0, p0), (f1, p1) = ordinary_counts[layer], ghost_counts[layer]
-            flops = f"flops {f0 / 1e6:.2f}M -> {f1 / 1e6:.2f}M"
-            print(f"{layer or name}: {flops}, params {p0:,.0f} -> {p1:,.0f}")
-    (f0, p0), (f1, p1) = ordinary_counts[""], ghost_counts[""]
-    for kind, flops, params in (("standard ", f0, p0), ("ghost-", f1, p1)):
-        print(f"measuring {kind}{name}...")
-        print(f"  flops: {flops / 1e6:.2f}M\n  params: {params / 1e6:.2f}M\n")
+            flops, params = ordinary_counts[layer]
+            ghost_flops, ghost_params = ghost_counts[layer]
+            print(f"{layer or name}: flops {flops / 1e6:.2f}M -> {ghost_flops / 1e6:.2f}M, "
+                  f"params {params:,.0f} -> {ghost_params:,.0f}")
+    flops, params = ordinary_counts[""]
+    ghost_flops, ghost_params = ghost_counts[""]
+    print(f"measuring standard {name}...")
+    print(f"  flops: {flops / 1e6:.2f}M\n  params: {params / 1e6:.2f}M\n")
+    print(f"measuring ghost-{name}...")
+    print(f"  flops: {ghost_flops / 1e6:.2f}M\n  params: {ghost_params / 1e6:.2f}M\n")
     print("results:")
-    print(f"  flops reduction: {f0 / f1:.2f}x (paper claims ~2x)")
-    print(f"  param reduction: {p0 / p1:.2f}x (paper claims ~2x)\n")
+    print(f"  flops reduction: {flops / ghost_flops:.2f}x (paper claims ~2x)")
+    print(f"  param reduction: {params / ghost_params:.2f}x (paper claims ~2x)\n")
 
 
 def markdown(rows):
@@ -834,9 +833,10 @@ def markdown(rows):
 
 def short_hardware(trained_on):
     """The devices that a run was trained on, without their makers: "H200, Xeon"."""
-    makers = r"\(\w+\)|NVIDIA|AMD|Intel|Processor|CPU.*"
-    devices = [hardware.split(",")[0] for hardware in trained_on.split("; ")]
-    names = [" ".join(re.sub(makers, "", device).split()) for device in devices]
+    names = []
+    for hardware in trained_on.split("; "):
+        name = re.sub(r"\(.*?\)|NVIDIA|AMD|Intel|Processor|CPU.*|,.*", "", hardware)
+        names.append(" ".join(name.split()))
     return ", ".join(dict.fromkeys(names))
 
 
@@ -863,7 +863,7 @@ def results_table(checkpoints):
 
 # ---------- pictures
 def ghosts_and_sources(model, module, image):
-    """The ghosts that a module makes of an image, and the intrinsic map of each: (n, H, W) both."""
+    """The ghosts that a module makes of an image, and each one's intrinsic map: (n, H, W) both."""
     outputs = []
     hook = module.register_forward_hook(lambda _module, _inputs, maps: outputs.append(maps[0]))
     with torch.inference_mode():
@@ -877,10 +877,9 @@ def ghosts_and_sources(model, module, image):
 def draw_ghosts(run, model, data, path):
     """A test image; intrinsic maps, kernels and ghosts of a ghost module (paper, figure 4)."""
     modules = [(n, m) for n, m in model.named_modules() if isinstance(m, GhostModule)]
-    last_module = len(modules) - 1
-    last_image = len(data.test_images) - 1
-    require(0 <= PICTURE_MODULE <= last_module, f"PICTURE_MODULE must be from 0 to {last_module}")
-    require(0 <= PICTURE_IMAGE <= last_image, f"PICTURE_IMAGE must be from 0 to {last_image}")
+    require(PICTURE_MODULE in range(len(modules)), f"PICTURE_MODULE must be below {len(modules)}")
+    images = len(data.test_images)
+    require(PICTURE_IMAGE in range(images), f"PICTURE_IMAGE must be below {images}")
     name, module = modules[PICTURE_MODULE]
     image = data.test_images[PICTURE_IMAGE]
     ghosts, sources = ghosts_and_sources(model, module, data.normalize(image[None]))
@@ -976,6 +975,17 @@ def main():
     if FIRST_PROCESS and checkpoints_now != checkpoints:
         print_and_draw(checkpoints_now, runs, data, arguments.image_dir)
     if not all(succeeded):
+        sys.exit(2)
+
+
+def run_as_script(main):
+    try:
+        main()
+    except KeyboardInterrupt:
+        complain("stopped; the same command goes on from the last save")
+        sys.exit(130)
+    except (UserError, OSError, NotImplementedError) as error:  # the last: a disk without locks
+        complain(str(error))
         sys.exit(2)
 
 

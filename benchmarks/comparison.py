@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean, median, stdev
+from typing import NamedTuple
 
 import matplotlib.figure
 import matplotlib.style
@@ -27,20 +28,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import ghostnet
 from ghostnet import PAPER, Checkpoint, Constants
 
-# Top-1 accuracy in percent after the last epoch, and of the best epoch on the test images.
+
+class Accuracies(NamedTuple):
+    """Top-1 accuracies in percent, as far as they are known."""
+
+    last: float | None = None  # after the last epoch
+    best: float | None = None  # of the best epoch on the test images
+
+
 EARLIER = {  # the reproduction that this one follows
-    "ghost-resnet56": (None, 92.20),
-    "ghost-resnet56 multistep": (None, 92.55),
-    "ghost-resnet56 s=3": (None, 91.54),
-    "ghost-resnet56 s=5": (None, 90.62),
-    "ghost-resnet56 s=10 d=5": (None, 88.47),
-    "ghost-resnet56 s=20 d=5": (None, 84.30),
-    "ghost-vgg16": (93.60, 93.63),
+    "ghost-resnet56": Accuracies(best=92.20),
+    "ghost-resnet56 multistep": Accuracies(best=92.55),
+    "ghost-resnet56 s=3": Accuracies(best=91.54),
+    "ghost-resnet56 s=5": Accuracies(best=90.62),
+    "ghost-resnet56 s=10 d=5": Accuracies(best=88.47),
+    "ghost-resnet56 s=20 d=5": Accuracies(best=84.30),
+    "ghost-vgg16": Accuracies(93.60, 93.63),
 }
 PUBLIC = {  # github.com/chenyaofo/pytorch-cifar-models: the logs of its runs, and its README
-    "resnet32": (93.41, 93.53),
-    "resnet56": (94.21, 94.37),
-    "vgg16": (94.06, 94.16),
+    "resnet32": Accuracies(93.41, 93.53),
+    "resnet56": Accuracies(94.21, 94.37),
+    "vgg16": Accuracies(94.06, 94.16),
 }
 PAPER_COSTS = {
     "resnet56": "0.85M, 125M", "ghost-resnet56": "0.43M, 63M",
@@ -49,7 +57,7 @@ PAPER_COSTS = {
     "ghost-vgg16 d=7": "7.7M, 163M", "ghost-vgg16 s=3": "5.2M, 107M",
     "ghost-vgg16 s=4": "4.0M, 80M", "ghost-vgg16 s=5": "3.3M, 65M",
 }
-EMPTY = 1e-3  # largest weight of an empty ghost; a kernel of 3x3 begins with weights of 0.3 to 0.5
+EMPTY = 1e-3  # largest weight of an empty ghost; a 3x3 kernel begins with a deviation of 0.47
 ROOT = Path(ghostnet.__file__).resolve().parent
 CPU = torch.device("cpu")
 
@@ -65,9 +73,6 @@ class Arguments:
     data_dir: Path = ROOT / "data"  # folder of cifar-10-batches-py, which is not downloaded here
 
 
-Pair = tuple[float | None, float | None]  # accuracy after the last epoch, and of the best one
-
-
 @dataclass
 class Row:
     """Finished runs that differ in their seeds alone, and what others report of their network."""
@@ -78,25 +83,27 @@ class Row:
     best: dict[int, float] = field(default_factory=dict)  # that of the best epoch
 
     @property
-    def ours(self) -> Pair:
-        return (mean(self.last.values()), mean(self.best.values())) if self.last else (None, None)
+    def ours(self) -> Accuracies:
+        if not self.last:
+            return Accuracies()
+        return Accuracies(mean(self.last.values()), mean(self.best.values()))
 
     @property
-    def paper(self) -> Pair:
-        return PAPER.get(self.constants.architecture), None
+    def paper(self) -> Accuracies:
+        return Accuracies(PAPER.get(self.constants.architecture))
 
     @property
-    def earlier(self) -> Pair:
+    def earlier(self) -> Accuracies:
         scheduled = f"{self.constants.architecture} {self.constants.schedule}"
-        return EARLIER.get(scheduled.removesuffix(" cosine"), (None, None))
+        return EARLIER.get(scheduled.removesuffix(" cosine"), Accuracies())
 
     @property
-    def public(self) -> Pair:
-        return PUBLIC.get(self.constants.architecture, (None, None))
+    def public(self) -> Accuracies:
+        return PUBLIC.get(self.constants.architecture, Accuracies())
 
 
 def best_accuracy(checkpoint: Checkpoint) -> float:
-    """That of the best epoch on the test images."""
+    """The accuracy of the best epoch on the test images."""
     return max(checkpoint.history["test_accuracy"])
 
 
@@ -130,25 +137,22 @@ def accuracy_table(rows: list[Row]) -> str:
     columns += "ours, best|earlier, best|public, best"
     lines = [columns.split("|")]
     for row in rows:
-        last, best = row.ours
-        ours = percent(last)
+        ours = percent(row.ours.last)
         if len(row.last) > 1:
             ours += f" ± {stdev(row.last.values()):.2f} ({len(row.last)})"
-        paper, _ = row.paper
-        earlier_last, earlier_best = row.earlier
-        public_last, public_best = row.public
+        paper = row.paper.last
         lines.append((
             row.name,
             row.constants.architecture,
             row.constants.epochs,
             ours,
             paper or "–",
-            f"{last - paper:+.2f}" if paper else "–",
-            percent(earlier_last),
-            percent(public_last),
-            percent(best),
-            percent(earlier_best),
-            percent(public_best),
+            f"{row.ours.last - paper:+.2f}" if paper else "–",
+            percent(row.earlier.last),
+            percent(row.public.last),
+            percent(row.ours.best),
+            percent(row.earlier.best),
+            percent(row.public.best),
         ))
     return ghostnet.markdown(lines)
 
@@ -180,6 +184,15 @@ def is_empty(kernels: Tensor) -> Tensor:
 def emptied(model: nn.Module) -> str:
     empty = torch.cat([is_empty(kernels) for _, kernels in ghost_kernels(model)])
     return f"{empty.sum()} of {len(empty)}"
+
+
+def ghost_runs(checkpoints: dict[str, Checkpoint], prefix: str = "") -> dict[str, Checkpoint]:
+    """The finished runs of ghost networks."""
+    found = {}
+    for name, checkpoint in checkpoints.items():
+        if checkpoint.finished and checkpoint.constants.ratio > 1:
+            found[prefix + name] = checkpoint
+    return found
 
 
 def ablation(ghosts: dict[str, Checkpoint]) -> str:
@@ -215,7 +228,7 @@ def low_pass_share(model: nn.Module) -> float:
 
 
 def correlations(model: nn.Module, image: Tensor) -> list[float]:
-    """Of every ghost of an image (1, 3, 32, 32) with the intrinsic map that it is made from."""
+    """The correlation of every ghost of an image (1, 3, 32, 32) with its intrinsic map."""
     found = []
     for module, kernels in ghost_kernels(model):
         ghosts, sources = ghostnet.ghosts_and_sources(model, module, image)
@@ -250,18 +263,24 @@ def draw(rows: list[Row], path: Path) -> None:
     rows = sorted(rows, key=lambda row: cost(row.constants))
     figure = matplotlib.figure.Figure(figsize=(12, 1.5 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for source, marker, color, pairs in (
+    for source, marker, color, accuracies in (
         ("paper", "s", "C0", [row.paper for row in rows]),
         ("earlier reproduction", "^", "C1", [row.earlier for row in rows]),
         ("public recipe", "v", "C2", [row.public for row in rows]),
         ("ours", "o", "C3", [row.ours for row in rows]),
     ):
-        for which, epoch, fill in ((0, "last epoch", color), (1, "best epoch", "none")):
-            points = [(pair[which], line) for line, pair in enumerate(pairs) if pair[which]]
-            if points:
-                label = source if source == "paper" else f"{source}, {epoch}"
+        for epoch, fill in (("last", color), ("best", "none")):
+            values = []
+            lines = []
+            for line, pair in enumerate(accuracies):
+                value = getattr(pair, epoch)
+                if value is not None:
+                    values.append(value)
+                    lines.append(line)
+            if values:
+                label = source if source == "paper" else f"{source}, {epoch} epoch"
                 options = {"color": color, "markerfacecolor": fill, "label": label}
-                axes.plot(*zip(*points, strict=True), marker, **options)
+                axes.plot(values, lines, marker, **options)
     labels = []
     for row in rows:
         flops, _ = cost(row.constants)
@@ -284,13 +303,10 @@ def main() -> None:
     print(f"{accuracy_table(rows)}\n\n{cost_table(rows)}\n")
     path = arguments.image_dir / "accuracy_vs_flops.png"
     draw(rows, path)
-    ghosts = {}
-    for name, checkpoint in checkpoints.items():
-        if checkpoint.finished and checkpoint.constants.ratio > 1:
-            ghosts[name] = checkpoint
-            print(f"{name}: {emptied(checkpoint.network(CPU))} ghosts are empty")
-    for name, checkpoint in ablated.items():
-        ghosts[f"{arguments.ablation_dir.name}/{name}"] = checkpoint
+    ghosts = ghost_runs(checkpoints)
+    for name, checkpoint in ghosts.items():
+        print(f"{name}: {emptied(checkpoint.network(CPU))} ghosts are empty")
+    ghosts |= ghost_runs(ablated, prefix=f"{arguments.ablation_dir.name}/")
     print(f"\n**What weight decay and the batch do to ghosts**\n\n{ablation(ghosts)}")
     if arguments.run in ghosts:
         print_kernels(arguments.run, ghosts[arguments.run].network(CPU), arguments.data_dir)

@@ -1,4 +1,4 @@
-"""How much ghostnet.py survives on this machine: a count a line; exit code 1 if anything was lost.
+"""How much ghostnet.py survives on this machine: counts, and exit code 1 if anything was lost.
 
     python benchmarks/reliability.py        a few minutes on two cores
 
@@ -34,6 +34,7 @@ import ghostnet
 
 KILLS = 20  # of one run, half of them inside a save
 FLIPS = 300  # of single bits, half of them in each of two checkpoints
+DIRECTORY = 60_000  # bytes at the end of a checkpoint that hold the directory of its archive
 COMMAND_LINES = 300
 PROCESSES = 8  # that start at once
 Attempts = Iterator[tuple[str, bool]]  # what was tried, and whether nothing was lost
@@ -115,7 +116,7 @@ def flips(whole: Path, number: int, rng: random.Random) -> Attempts:
     path = whole.with_name("flipped")
     for attempt in range(number):
         flipped = bytearray(content)
-        span = 60_000 if attempt % 2 else len(content)
+        span = DIRECTORY if attempt % 2 else len(content)
         flipped[-1 - rng.randrange(span)] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
         try:

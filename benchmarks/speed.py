@@ -61,13 +61,16 @@ def usual_steps(constants: ghostnet.Constants, data_dir: Path, device) -> Iterat
     augmentation = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
     scaling = [transforms.ToTensor(), transforms.Normalize(ghostnet.MEAN, ghostnet.STD)]
     transform = transforms.Compose(augmentation + scaling)
-    images = torchvision.datasets.CIFAR10(data_dir, transform=transform)
-    options = {"num_workers": WORKERS, "persistent_workers": True}
-    options["pin_memory"] = torch.cuda.is_available()
-    loader = torch.utils.data.DataLoader(images, BATCH, shuffle=True, drop_last=True, **options)
+    dataset = torchvision.datasets.CIFAR10(data_dir, transform=transform)
+    loader = torch.utils.data.DataLoader(
+        dataset, BATCH, shuffle=True, drop_last=True, num_workers=WORKERS,
+        persistent_workers=True, pin_memory=torch.cuda.is_available(),
+    )
     model = ghostnet.build_network(constants).to(device)
-    options = {"weight_decay": constants.weight_decay, "nesterov": True}
-    optimizer = torch.optim.SGD(model.parameters(), constants.lr, constants.momentum, **options)
+    optimizer = torch.optim.SGD(
+        model.parameters(), constants.lr, constants.momentum,
+        weight_decay=constants.weight_decay, nesterov=True,
+    )
     while True:
         for images, labels in loader:
             with torch.backends.cudnn.flags(enabled=True):
@@ -85,7 +88,7 @@ def layer_pair(channels: int) -> tuple[nn.Module, nn.Module]:
 
 
 def flops_ratio(channels: int) -> float:
-    """Of the convolutions alone."""
+    """FLOPs of an ordinary layer's convolution over those of its ghost module."""
     image = torch.zeros(1, channels, 4, 4)
     ordinary, ghost = [ghostnet.count(model, image)["0"][0] for model in layer_pair(channels)]
     return ordinary / ghost
@@ -138,13 +141,13 @@ class Benchmark:
         print(f"{hardware}, torch {torch.__version__}, {precisions}, batch {BATCH}, {turns} turns")
 
     def endless_plans(self) -> Iterator[Tensor]:
-        """Of full batches, drawn as an epoch draws them."""
+        """Plans of full batches, drawn as an epoch draws them."""
         while True:
             plans = self.data.epoch_plan().to(self.device).split(BATCH)
             yield from plans[:-1]
 
     def trainer(self, constants: ghostnet.Constants) -> ghostnet.Trainer:
-        """One that takes its steps as in an epoch after the first."""
+        """A trainer that takes its steps as in an epoch after the first."""
         trainer = ghostnet.Trainer(constants, self.data, self.precision)
         if self.cuda:
             for _ in range(WARM):
@@ -153,7 +156,7 @@ class Benchmark:
         return trainer
 
     def recorded(self, run: Callable) -> Callable:
-        """As a CUDA graph: to launch the kernels of a lone layer takes longer than they do."""
+        """The run as a CUDA graph: launching a lone layer's kernels takes longer than they do."""
         if not self.cuda:
             return run
         for _ in range(WARM):
@@ -170,7 +173,7 @@ class Benchmark:
             torch.autograd.grad(output, (images, *model.parameters()), images.detach())
 
     def infer(self, model: nn.Module, images: Tensor) -> None:
-        """As ghostnet.evaluate does."""
+        """Infer as ghostnet.evaluate does."""
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with torch.inference_mode(), exact, self.autocast():
             model(images)
@@ -186,7 +189,7 @@ class Benchmark:
         print_table("1. Training end to end, images/s", "network|ours|usual|ours / usual", rows)
 
     def layer_times(self, channels: int, side: int) -> dict[str, list[list[float]]]:
-        """Of the ordinary and the ghost layer."""
+        """Times of the ordinary and the ghost layer, in training and in inference."""
         images = torch.randn(BATCH, channels, side, side, device=self.device, dtype=self.precision)
         images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
         runs = {"training": [], "inference": []}

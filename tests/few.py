@@ -40,5 +40,5 @@ def weights(model):
 def train(path, constants, data, precision=torch.float32):
     """Train a run from where its file stands to its end."""
     checkpoint = ghostnet.load_or_begin(path, constants)
-    ghostnet.train(checkpoint, path, data, precision)
+    ghostnet.train(checkpoint, path, data, precision, cuda_graph=False)
     return checkpoint

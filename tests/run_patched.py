@@ -12,9 +12,10 @@ from pathlib import Path
 from tiny import published
 from torchvision.datasets import CIFAR10
 
-_, patches, *sys.argv = sys.argv
+patches = sys.argv[1].split(",")
+sys.argv = sys.argv[2:]
 for name, value in published(Path(os.environ["TINY"])).items():
     setattr(CIFAR10, name, value)
-for patch in patches.split(","):
+for patch in patches:
     importlib.import_module(f"patches.{patch}")
 runpy.run_path(sys.argv[0], run_name="__main__")

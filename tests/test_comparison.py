@@ -56,7 +56,8 @@ def test_finished_runs_stand_beside_what_others_report(tmp_path, monkeypatch, pr
     }
     lines, error = printed(checkpoints, {"notes": ghostnet.UserError("notes.pth is refused")})
     ghost = "ghost-resnet56 | 200"
-    assert lines[2:18] == [
+    assert set(lines[9]) <= set("| -")
+    assert [*lines[2:9], *lines[10:18]] == [
         f"| gr_cosine | {ghost} | 92.50 ± 0.71 (2) | 92.7 | -0.20 | – | – | 92.88 | 92.20 | – |",
         f"| gr_multistep | {ghost} | 92.25 | 92.7 | -0.45 | – | – | 92.25 | 92.55 | – |",
         "| gv_cosine | ghost-vgg16 | 200 | 93.50 | 93.7 | -0.20 | 93.60 | – | 93.50 | 93.63 | – |",
@@ -64,7 +65,6 @@ def test_finished_runs_stand_beside_what_others_report(tmp_path, monkeypatch, pr
         "| resnet32 | resnet32 | 200 | 93.25 | – | – | – | 93.41 | 93.25 | – | 93.53 |",
         "",
         "| network | params, FLOPs | in the paper |",
-        lines[9],
         "| ghost-resnet56 | 0.44M, 67.5M | 0.43M, 63M |",
         "| ghost-vgg16 | 7.65M, 159.2M | 7.7M, 158M |",
         "| resnet56 | 0.86M, 127.9M | 0.85M, 125M |",

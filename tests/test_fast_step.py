@@ -1,5 +1,6 @@
 """The step as a CUDA graph, by a stand-in or on a GPU by a real one; precision and loss scale."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -27,42 +28,42 @@ def two_epochs(device, precision, cuda_graph):
 
 
 @pytest.fixture
-def log(monkeypatch):
-    """Sizes of the plain steps, and what is recorded and replayed; a CPU stands in for a GPU."""
-    log = []
+def events(monkeypatch):
+    """Sizes of the plain steps, and what is recorded and replayed: by a stand-in, on the CPU."""
+    events = []
     step = Trainer.step
 
     def plain_step(trainer, plan):
-        log.append(len(plan))
+        events.append(len(plan))
         step(trainer, plan)
 
     def record(trainer):
         def replay():
-            log.append("replayed")
+            events.append("replayed")
             step(trainer, trainer.plan)
 
-        log.append("recorded")
+        events.append("recorded")
         trainer.graph = mock.Mock(replay=replay)
 
     monkeypatch.setattr(Trainer, "step", plain_step)
     monkeypatch.setattr(Trainer, "record", record)
     monkeypatch.setattr(ghostnet, "build_network", small_network)
-    return log
+    return events
 
 
-def test_full_batches_are_replayed_and_train_as_plain_steps(log):
+def test_full_batches_are_replayed_and_train_as_plain_steps(events):
     plain, plain_losses = two_epochs(CPU, FLOAT32, cuda_graph=False)
-    assert log == 2 * [16, 16, 16, 16, 16, 16, 5]
-    log.clear()
+    assert events == 2 * [16, 16, 16, 16, 16, 16, 5]
+    events.clear()
     moved, losses = two_epochs(CPU, FLOAT32, cuda_graph=True)
-    assert log == [16, 16, 16, "recorded", *3 * ["replayed"], 5, *6 * ["replayed"], 5]
+    assert events == [16, 16, 16, "recorded", *3 * ["replayed"], 5, *6 * ["replayed"], 5]
     assert torch.equal(moved, plain)
     assert losses == plain_losses
 
 
 @pytest.fixture
 def recorder(monkeypatch):
-    """A trainer that records on a CPU, where a recording takes the step in plain."""
+    """A trainer on the CPU whose step is a mock, with a stand-in for torch.cuda.graph."""
     monkeypatch.setattr(ghostnet, "build_network", small_network)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", mock.Mock())
     monkeypatch.setattr(torch.cuda, "graph", mock.MagicMock())
@@ -71,15 +72,37 @@ def recorder(monkeypatch):
 
 
 def test_what_is_recorded_is_a_step_on_the_plan_that_a_replay_fills(recorder):
+    recording = torch.cuda.graph.return_value
+
+    def step(plan):
+        assert plan is recorder.plan
+        recording.__enter__.assert_called_once()
+        recording.__exit__.assert_not_called()
+
+    recorder.step.side_effect = step
     recorder.record()
+    recorder.step.assert_called_once()
     torch.cuda.graph.assert_called_once_with(recorder.graph, capture_error_mode="thread_local")
-    recorder.step.assert_called_once_with(recorder.plan)
 
 
 def test_a_failed_recording_names_the_way_out(recorder):
     recorder.step.side_effect = RuntimeError("not permitted")
     with pytest.raises(UserError, match=r"not permitted.*--no-cuda-graph"):
         recorder.record()
+
+
+@pytest.mark.parametrize("device, wanted, recorded", [
+    ("cuda", True, True), ("cuda", False, False), ("cpu", True, False),
+])
+def test_a_run_is_recorded_on_a_gpu_unless_it_is_told_not_to(
+    device, wanted, recorded, tmp_path, monkeypatch
+):
+    train = mock.Mock(side_effect=UserError("enough"))
+    monkeypatch.setattr(ghostnet, "train", train)
+    data = SimpleNamespace(device=torch.device(device))
+    arguments = Arguments(checkpoint_dir=tmp_path, cuda_graph=wanted)
+    assert not ghostnet.finish_and_test("run", SMALL, data, FLOAT32, arguments)
+    assert train.call_args.args[-1] is recorded
 
 
 @cuda

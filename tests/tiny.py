@@ -18,6 +18,10 @@ import torch
 from torchvision.datasets import CIFAR10
 
 ROOT = Path(__file__).resolve().parent.parent
+SLOW_PARTS = {  # of a run that is quick, and what stands in for them
+    "thop.profile": lambda *_, **__: (1.0, 1.0, {}),
+    "matplotlib.figure.Figure.savefig": lambda *_, **__: None,
+}
 NOWHERE = "http://127.0.0.1:9/nothing"  # no test uses the network
 
 
@@ -99,9 +103,8 @@ class Script:
             err = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
             stack.enter_context(mock.patch.multiple(CIFAR10, **published(self.tiny_data)))
             stack.enter_context(mock.patch.object(sys, "argv", argv))
-            if quick:
-                stack.enter_context(mock.patch("thop.profile", return_value=(1.0, 1.0, {})))
-                stack.enter_context(mock.patch("matplotlib.figure.Figure.savefig"))
+            for name, stand_in in SLOW_PARTS.items() if quick else ():
+                stack.enter_context(mock.patch(name, stand_in))
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)  # as in the processes: more compute other last bits
             try:
