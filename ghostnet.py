@@ -7,8 +7,7 @@ Cheap Operations", https://arxiv.org/abs/1911.11907.
     python ghostnet.py                                   the three ghost runs that are shipped
     python ghostnet.py gr_cosine --epochs 30 --seed 1    one run with other constants
 
-It counts FLOPs and parameters, prints a table of all runs, draws pictures, trains what is missing,
-and tests what is there. With the shipped files it ends with these lines:
+It trains what is missing and tests what is there. With the shipped files it ends with these lines:
 
     gr_cosine: test accuracy 92.78% now, 92.78% when trained
     gr_multistep: test accuracy 92.36% now, 92.36% when trained
@@ -50,7 +49,7 @@ from tqdm import tqdm
 
 
 # ---------- constants
-# What a user edits; a comment at the end of a line is also the help of its option.
+# A comment at the end of a line is also the help of its option.
 @dataclass(frozen=True)
 class Constants:
     """All that defines a run: edit a default here, or give it as an option."""
@@ -86,7 +85,7 @@ EXPERIMENTS = {
     "resnet32": Constants(network="resnet32", ratio=1),  # costs about what Ghost-ResNet-56 costs
     "resnet56": Constants(ratio=1),
     "vgg16": Constants(network="vgg16", ratio=1),
-    # The sweeps of the paper's tables 3 and 4, where gv_cosine is d=3 and s=2.
+    # The sweeps of the paper's tables 3 and 4; gv_cosine is d=3 and s=2.
     "gv_d1": Constants(network="vgg16", dw_kernel_size=1),
     "gv_d5": Constants(network="vgg16", dw_kernel_size=5),
     "gv_d7": Constants(network="vgg16", dw_kernel_size=7),
@@ -638,7 +637,7 @@ class Checkpoint:
         require(1 <= self.epochs <= self.constants.epochs, "wrong number of epochs")
         require(isinstance(self.accuracy, float), "history holds no numbers")
         require(isinstance(self.trained_on, str), "trained_on is no text")
-        network = self.network(torch.device("cpu"))  # raises for another network's weights
+        network = self.network("cpu")  # raises for another network's weights
         if not self.finished:
             for name, parameter in network.named_parameters():
                 require(self.momentum[name].shape == parameter.shape, "wrong momentum")
@@ -795,8 +794,8 @@ def count(model, *inputs):
 def report(name, ordinary, ghost, *inputs, per_layer=True):
     """Print FLOPs and parameters of a network and of its ghost network, for one pass of `inputs`.
 
-    Raises ValueError where both are one object, as replace_conv_with_ghost works in place, and, for
-    the list of layers, where only one of them is compiled or wrapped.
+    Raises ValueError where both are one object, as replace_conv_with_ghost works in place, or where
+    layers have other names, as one network is compiled or wrapped.
     """
     ghosts = {layer: m for layer, m in ghost.named_modules() if isinstance(m, GhostModule)}
     if ordinary is ghost or not set(ghosts.values()).isdisjoint(ordinary.modules()):
@@ -805,7 +804,7 @@ def report(name, ordinary, ghost, *inputs, per_layer=True):
     ghost_counts = count(ghost, *inputs)
     if per_layer:
         if not ghosts.keys() <= ordinary_counts.keys() & ghost_counts.keys():
-            raise ValueError("layer names differ: pass the networks themselves, not wrapped ones")
+            raise ValueError("layers have other names: pass the networks themselves")
         for layer in ghosts:
             flops, params = ordinary_counts[layer]
             ghost_flops, ghost_params = ghost_counts[layer]
