@@ -33,8 +33,11 @@ from numbers import Integral
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
 
-if importlib.util.find_spec("matplotlib_inline") is None:
-    os.environ.pop("MPLBACKEND", None)  # a notebook sets it to a backend of that package
+if (
+    os.environ.get("MPLBACKEND", "").startswith("module://")
+    and importlib.util.find_spec("matplotlib_inline") is None
+):
+    del os.environ["MPLBACKEND"]  # a notebook sets it to a backend of that package
 
 import filelock
 import matplotlib.style
@@ -49,7 +52,8 @@ from tqdm import tqdm
 
 
 # ---------- constants
-# A comment at the end of a line is also the help of its option.
+# A comment at the end of a line is also the help of its option. The default of a constant that you
+# add must mean "as before": files that lack it are read with it.
 @dataclass(frozen=True)
 class Constants:
     """All that defines a run: edit a default here, or give it as an option."""
@@ -65,6 +69,7 @@ class Constants:
     weight_decay: float = 5e-4  # L2 penalty on all parameters but the cheap kernels
     cheap_weight_decay: float = 0.0  # L2 penalty on the cheap kernels; 5e-4 empties many ghosts
     batch_size: int = 128  # images in a step; an epoch's last step takes the rest
+    padding: int = 4  # zero pixels on each side of an image, from which random crops are taken
     seed: int = 0  # seed of the initialization, the data order and the augmentation
 
     @property
@@ -106,8 +111,8 @@ HERE = Path(__file__).resolve().parent
 class Arguments:
     """Ghost-ResNet-56 and Ghost-VGG-16 on CIFAR-10. A constant given here holds for every run."""
 
-    experiments: tyro.conf.Positional[tuple[Literal[tuple(EXPERIMENTS)], ...]] = (
-        "gr_cosine", "gr_multistep", "gv_cosine")
+    experiments: tyro.conf.Positional[tuple[Literal[tuple(EXPERIMENTS)], ...]] = tuple(
+        run for run in ("gr_cosine", "gr_multistep", "gv_cosine") if run in EXPERIMENTS)
     constants: tyro.conf.OmitArgPrefixes[Constants] = field(default_factory=Constants)
     seeds: tuple[int, ...] = ()  # seeds that every run is trained with
     data_dir: Path = HERE / "data"  # folder of cifar-10-batches-py, downloaded if missing
@@ -317,14 +322,18 @@ class VGG16(nn.Module):
 
 def build_network(constants):
     """The network of a run, newly initialized."""
-    if constants.network == "vgg16":
+    name = constants.network
+    if name == "vgg16":
         model = VGG16()
     else:
-        model = ResNet(int(constants.network.removeprefix("resnet")))
+        depth = name.removeprefix("resnet")
+        known = depth.isdecimal() and int(depth) in range(8, 10**4, 6)
+        require(known, f"build_network cannot build {name}: add it there")
+        model = ResNet(int(depth))
     if constants.ratio > 1:
         replace_conv_with_ghost(model, constants.ratio, constants.dw_kernel_size)
     # He's initialization. torch's own weights are 2.4 times smaller, which before a batch norm acts
-    # as a 6 times higher learning rate: VGG-16 stays near chance for two epochs.
+    # as a 6 times higher learning rate.
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -346,16 +355,18 @@ def complain(message):
 
 
 # ---------- data
+# No constants of a run: whatever is trained expects images that are normalized by these.
 MEAN = (0.4914, 0.4822, 0.4465)  # of all training pixels in each channel, scaled to [0, 1]
 STD = (0.2470, 0.2435, 0.2616)
-PADDING = 4  # zero pixels on each side, from which the random crop is taken
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def load_cifar10(root):
     """torchvision's training and test sets; missing files are unpacked or downloaded."""
     dataset = torchvision.datasets.CIFAR10
-    if root.name == dataset.base_folder:
-        root = root.parent
+    for folder in (root.absolute(), root.resolve()):  # the folder itself may be given, or a link
+        if folder.name == dataset.base_folder:
+            root = folder.parent
     try:
         try:
             dataset(root)  # only reads: a complete folder may be read-only
@@ -373,31 +384,32 @@ class Cifar10:
     """CIFAR-10 as uint8 tensors on a device, where batches are cropped, mirrored, normalized."""
 
     def __init__(self, root, device):
-        train, test = load_cifar10(root.resolve())
+        train, test = load_cifar10(root)
         self.device = device
-        self.classes = test.classes
-        padding = (0, 0, PADDING, PADDING, PADDING, PADDING)
-        self.train_images = F.pad(torch.from_numpy(train.data), padding).to(device)
+        self.train_images = torch.from_numpy(train.data).to(device)  # (50000, 32, 32, 3)
         self.test_images = torch.from_numpy(test.data).to(device)  # (10000, 32, 32, 3)
         self.train_labels = torch.tensor(train.targets, device=device)
         self.test_labels = torch.tensor(test.targets, device=device)
         self.mean = 255 * torch.tensor(MEAN, device=device).view(3, 1, 1)
         self.std = 255 * torch.tensor(STD, device=device).view(3, 1, 1)
 
-    def epoch_plan(self):
+    def epoch_plan(self, padding):
         """The random choices of an epoch, on the CPU: index, top, left, mirrored or not; (N, 4)."""
         n = len(self.train_images)
-        top, left = torch.randint(2 * PADDING + 1, (2, n))
+        top, left = torch.randint(2 * padding + 1, (2, n))
         return torch.stack([torch.randperm(n), top, left, torch.randint(2, (n,))], dim=1)
 
-    def train_batch(self, plan):
+    def train_batch(self, plan, padding):
         """Augmented images (n, 3, 32, 32) and labels (n,) for n rows of a plan."""
         index, top, left, mirrored = plan.unbind(1)
         span = torch.arange(32, device=plan.device)
         rows = top[:, None] + span  # (n, 32)
         columns = left[:, None] + torch.where(mirrored[:, None] == 1, 31 - span, span)  # (n, 32)
+        border = (0, 0, padding, padding, padding, padding)
+        padded = F.pad(self.train_images[index], border)
+        image = torch.arange(len(plan), device=plan.device)
         # Indices of shapes (n, 1, 1), (n, 32, 1) and (n, 1, 32) pick pixels (n, 32, 32, 3).
-        images = self.train_images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        images = padded[image[:, None, None], rows[:, :, None], columns[:, None, :]]
         return self.normalize(images), self.train_labels[index]
 
     def normalize(self, images):
@@ -498,7 +510,7 @@ class Trainer:
         """Augment, forward, backward, update."""
         # cudnn's search for the fastest kernels takes longer than an epoch's one short batch.
         torch.backends.cudnn.benchmark = len(plan) == len(self.plan)
-        images, labels = self.data.train_batch(plan)
+        images, labels = self.data.train_batch(plan, self.constants.padding)
         enabled = self.precision != torch.float32
         with torch.autocast(self.device.type, self.precision, enabled=enabled):
             logits = self.model(images)
@@ -536,7 +548,8 @@ class Trainer:
         self.model.train()
         self.lr.fill_(learning_rate(self.constants, number))
         self.tally.zero_()
-        plans = self.data.epoch_plan().to(self.device).split(self.constants.batch_size)
+        plans = self.data.epoch_plan(self.constants.padding).to(self.device)
+        plans = plans.split(self.constants.batch_size)
         for steps_taken, plan in enumerate(tqdm(plans, title, leave=False, disable=None)):
             if cuda_graph and self.graph is None and steps_taken == RECORD_AFTER:
                 self.record()
@@ -548,6 +561,7 @@ class Trainer:
 # ---------- runs and their files
 # A run is a set of constants with a name of its own. It is saved to a file and goes on from it.
 HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # accuracies in percent
+ADDED_LATER = {"padding": 4}  # constants that older files lack, as those runs were trained
 SAVE_SECONDS = 10  # shortest time between saves; on a fast GPU an epoch takes less than a save
 # Of the processes that torchrun starts, the first one prints the reports.
 FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
@@ -558,7 +572,7 @@ def check_constants(constants):
     limits = {  # a CPU hangs in the bfloat16 backward pass of a depthwise kernel of 15 or more
         "ratio": (1, 512), "dw_kernel_size": (1, 13), "epochs": (1, 10**5), "lr": (1e-9, 1e9),
         "momentum": (0.0, 0.9999), "weight_decay": (0.0, 1e3), "cheap_weight_decay": (0.0, 1e3),
-        "batch_size": (1, 50_000), "seed": (0, 2**31 - 1),
+        "batch_size": (1, 50_000), "padding": (0, 31), "seed": (0, 2**31 - 1),
     }
     for name, (low, high) in limits.items():
         value = getattr(constants, name)
@@ -605,7 +619,7 @@ class Checkpoint:
     constants: Constants
     history: dict[str, list[float]]  # for each of HISTORY a number an epoch
     trained_on: str  # hardware, precision and version of torch; "; " between several
-    model: dict[str, Tensor] = field(compare=False)  # state_dict; float16 when finished
+    model: dict[str, Tensor] = field(compare=False)  # state_dict; halved when finished
     momentum: dict[str, Tensor] = field(compare=False)  # by parameter name; empty when finished
 
     @property
@@ -621,10 +635,10 @@ class Checkpoint:
         return self.history["test_accuracy"][-1]
 
     def network(self, device):
-        """The network with these weights, in float32 and channels_last on the device."""
+        """The network with these weights, ready for use: in evaluation mode and float32."""
         model = build_network(self.constants)
         model.load_state_dict(self.model)
-        return model.to(device, memory_format=torch.channels_last)
+        return model.eval().to(device, memory_format=torch.channels_last)
 
     def is_finite(self):
         history = torch.tensor([self.history[name] for name in HISTORY])
@@ -654,13 +668,16 @@ def read_checkpoint(path):
         with zipfile.ZipFile(path) as archive:  # torch.load itself looks at no checksum
             require(archive.testzip() is None, "wrong checksum")
         checkpoint = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
-        constants = checkpoint.constants  # a dictionary in the file
-        require(constants.keys() == asdict(Constants()).keys(), "other constants")
+        constants = ADDED_LATER | checkpoint.constants  # a dictionary in the file
+        unknown = constants.keys() - asdict(Constants()).keys()
+        require(not unknown, f"unknown constants {unknown}")
         checkpoint.constants = Constants(**constants)
         checkpoint.check()
         return checkpoint
     except UserError as error:
         reason = str(error)
+    except TypeError:
+        reason = "other contents"
     except Exception as error:  # a file by another hand can raise anything
         reason = repr(error)[:200]
     raise UserError(f"{path} is no checkpoint of this script ({reason}): move it")
@@ -692,6 +709,16 @@ def write_atomically(path, write):
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written ({error}): what it held is kept") from None
+
+
+def halved(model):
+    """A state_dict whose parameters are float16, but for those that it would change too much."""
+    state = model.state_dict()
+    for name, parameter in model.named_parameters():
+        half = parameter.detach().half()
+        if (half - parameter).norm() <= 1e-3 * parameter.norm():  # else float16 has no such numbers
+            state[name] = half
+    return state
 
 
 def load_or_begin(path, constants):
@@ -726,8 +753,8 @@ def train(checkpoint, path, data, precision, cuda_graph):
             checkpoint.model = trainer.model.state_dict()
             checkpoint.momentum = trainer.momentum
             test_accuracy = evaluate(trainer.model, data, precision)
-        else:  # a finished file is float16, to be small, and its accuracy that of float16
-            checkpoint.model = trainer.model.half().state_dict()
+        else:  # a finished file is small, and its accuracy that of what it holds
+            checkpoint.model = halved(trainer.model)
             checkpoint.momentum = {}
             test_accuracy = evaluate(checkpoint.network(trainer.device), data)
         seconds = time.perf_counter() - start
@@ -750,7 +777,7 @@ def finish_and_test(run, constants, data, precision, arguments):
         checkpoint = load_or_begin(path, constants)
         if not checkpoint.finished:  # a finished run needs no lock: its folder may be read-only
             path.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(path.with_name(f".{run}.lock"), timeout=0):
+            with filelock.FileLock(path.with_name(f".{path.stem}.lock"), timeout=0):
                 # Read again: another process may have trained it before the lock was taken.
                 checkpoint = load_or_begin(path, constants)
                 if not checkpoint.finished:
@@ -791,7 +818,7 @@ def count(model, *inputs):
     return counts
 
 
-def report(name, ordinary, ghost, *inputs, per_layer=True):
+def report(name, ordinary, ghost, *inputs, per_layer=True, claim=""):
     """Print FLOPs and parameters of a network and of its ghost network, for one pass of `inputs`.
 
     Raises ValueError where both are one object, as replace_conv_with_ghost works in place, or where
@@ -817,8 +844,8 @@ def report(name, ordinary, ghost, *inputs, per_layer=True):
     print(f"measuring ghost-{name}...")
     print(f"  flops: {ghost_flops / 1e6:.2f}M\n  params: {ghost_params / 1e6:.2f}M\n")
     print("results:")
-    print(f"  flops reduction: {flops / ghost_flops:.2f}x (paper claims ~2x)")
-    print(f"  param reduction: {params / ghost_params:.2f}x (paper claims ~2x)\n")
+    print(f"  flops reduction: {flops / ghost_flops:.2f}x{claim}")
+    print(f"  param reduction: {params / ghost_params:.2f}x{claim}\n")
 
 
 def markdown(rows):
@@ -832,11 +859,9 @@ def markdown(rows):
 
 def short_hardware(trained_on):
     """The devices that a run was trained on, without their makers: "H200, Xeon"."""
-    names = []
-    for hardware in trained_on.split("; "):
-        name = re.sub(r"\(.*?\)|NVIDIA|AMD|Intel|Processor|CPU.*|,.*", "", hardware)
-        names.append(" ".join(name.split()))
-    return ", ".join(dict.fromkeys(names))
+    left_out = r"\(.*?\)|NVIDIA|AMD|Intel|Processor|CPU.*|,.*"
+    names = [re.sub(left_out, "", hardware).split() for hardware in trained_on.split("; ")]
+    return ", ".join(dict.fromkeys(map(" ".join, names)))
 
 
 def results_table(checkpoints):
@@ -851,7 +876,7 @@ def results_table(checkpoints):
             constants.architecture,
             f"{checkpoint.epochs}/{constants.epochs}",
             f"{checkpoint.accuracy:.2f}",
-            PAPER.get(constants.architecture, "–"),
+            PAPER.get(constants.architecture, "-"),
             f"{params / 1e6:.2f}M",
             f"{flops / 1e6:.1f}M",
             short_hardware(checkpoint.trained_on),
@@ -866,20 +891,26 @@ def ghosts_and_sources(model, module, image):
     outputs = []
     hook = module.register_forward_hook(lambda _module, _inputs, maps: outputs.append(maps[0]))
     with torch.inference_mode():
-        model.eval()(image)
+        model(image)
     hook.remove()
     intrinsic, ghosts = outputs[0].cpu().tensor_split([module.primary_conv.out_channels])
     sources = intrinsic.repeat_interleave(module.ratio - 1, dim=0)
     return ghosts, sources[: len(ghosts)]
 
 
+def picture_module(model, data):
+    """The ghost module that is drawn, and its name."""
+    modules = [(n, m) for n, m in model.named_modules() if isinstance(m, GhostModule)]
+    there = range(len(modules))
+    require(PICTURE_MODULE in there, f"PICTURE_MODULE must be in {there}")
+    there = range(len(data.test_images))
+    require(PICTURE_IMAGE in there, f"PICTURE_IMAGE must be in {there}")
+    return modules[PICTURE_MODULE]
+
+
 def draw_ghosts(run, model, data, path):
     """A test image; intrinsic maps, kernels and ghosts of a ghost module (paper, figure 4)."""
-    modules = [(n, m) for n, m in model.named_modules() if isinstance(m, GhostModule)]
-    require(PICTURE_MODULE in range(len(modules)), f"PICTURE_MODULE must be below {len(modules)}")
-    images = len(data.test_images)
-    require(PICTURE_IMAGE in range(images), f"PICTURE_IMAGE must be below {images}")
-    name, module = modules[PICTURE_MODULE]
+    name, module = picture_module(model, data)
     image = data.test_images[PICTURE_IMAGE]
     ghosts, sources = ghosts_and_sources(model, module, data.normalize(image[None]))
     kernels = module.cheap_operation.weight.detach()[:, 0].cpu()
@@ -891,7 +922,7 @@ def draw_ghosts(run, model, data, path):
     bare = {"xticks": [], "yticks": []}
     picture = left.subplots(subplot_kw=bare)
     picture.imshow(image.cpu().numpy())
-    label = data.classes[data.test_labels[PICTURE_IMAGE]]
+    label = CLASSES[data.test_labels[PICTURE_IMAGE]]
     picture.set_title(f"test image {PICTURE_IMAGE}: {label}")
     grid = right.subplots(3, columns, squeeze=False, subplot_kw=bare)
     grid[0, 0].set_ylabel("intrinsic map\n(primary_conv)", color="C0")
@@ -918,8 +949,9 @@ def draw_curves(checkpoints, path):
     for run, checkpoint in checkpoints.items():
         epochs = range(1, checkpoint.epochs + 1)
         label = f"{run}: {checkpoint.accuracy:.2f}%".replace("$", r"\$")  # else a formula begins
-        (line,) = accuracy.plot(epochs, checkpoint.history["test_accuracy"], label=label)
-        loss.plot(epochs, checkpoint.history["loss"], color=line.get_color())
+        style = "o" if checkpoint.epochs == 1 else "-"
+        (line,) = accuracy.plot(epochs, checkpoint.history["test_accuracy"], style, label=label)
+        loss.plot(epochs, checkpoint.history["loss"], style, color=line.get_color())
         color_of.setdefault(checkpoint.constants.architecture, line.get_color())
     for network, color in color_of.items():
         if network in PAPER:
@@ -958,6 +990,10 @@ def main():
     runs = name_runs(arguments, checkpoints)
     device, precision = pick_hardware(arguments)
     data = Cifar10(arguments.data_dir, device)
+    for constants in runs.values():
+        network = build_network(constants)
+        if constants.ratio > 1:
+            picture_module(network, data)  # refuses wrong constants before hours of training
     if FIRST_PROCESS:
         print(f"{hardware_name(device)}, {precision}, torch {torch.__version__}")
         for name in refused.keys() - runs.keys():
@@ -965,7 +1001,8 @@ def main():
         for name, network in (("resnet-56", "resnet56"), ("vgg-16", "vgg16")):
             ordinary = build_network(Constants(network=network, ratio=1))
             ghost = build_network(Constants(network=network))
-            report(name, ordinary, ghost, torch.zeros(1, 3, 32, 32), per_layer=False)
+            claim = " (paper claims ~2x)"
+            report(name, ordinary, ghost, torch.zeros(1, 3, 32, 32), per_layer=False, claim=claim)
         print_and_draw(checkpoints, runs, data, arguments.image_dir)
     succeeded = []
     for run, constants in runs.items():
@@ -973,11 +1010,13 @@ def main():
     checkpoints_now, _ = read_all(arguments.checkpoint_dir)
     if FIRST_PROCESS and checkpoints_now != checkpoints:
         print_and_draw(checkpoints_now, runs, data, arguments.image_dir)
-    if not all(succeeded):
+    if not all(succeeded) and "RANK" not in os.environ:  # torchrun would end the other processes
         sys.exit(2)
 
 
 def run_as_script(main):
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a console may lack a path's letters
     try:
         main()
     except KeyboardInterrupt:

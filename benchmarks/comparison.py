@@ -4,7 +4,7 @@
 
 prints Markdown tables and draws images/accuracy_vs_flops.png. Accuracies are those after the last
 epoch; those of the best epoch on the test images stand apart, as others report them. Runs that
-differ in their seeds alone share a row: mean ± standard deviation (number of seeds). A ghost is
+differ in their seeds alone share a row: mean +- standard deviation (number of seeds). A ghost is
 empty if weight decay has left its kernel such small weights that batch norm's epsilon drowns its
 map.
 """
@@ -129,7 +129,7 @@ def cost(constants: Constants) -> tuple[float, float]:
 
 
 def percent(accuracy: float | None) -> str:
-    return "–" if accuracy is None else f"{accuracy:.2f}"
+    return "-" if accuracy is None else f"{accuracy:.2f}"
 
 
 def accuracy_table(rows: list[Row]) -> str:
@@ -139,15 +139,15 @@ def accuracy_table(rows: list[Row]) -> str:
     for row in rows:
         ours = percent(row.ours.last)
         if len(row.last) > 1:
-            ours += f" ± {stdev(row.last.values()):.2f} ({len(row.last)})"
+            ours += f" +- {stdev(row.last.values()):.2f} ({len(row.last)})"
         paper = row.paper.last
         lines.append((
             row.name,
             row.constants.architecture,
             row.constants.epochs,
             ours,
-            paper or "–",
-            f"{row.ours.last - paper:+.2f}" if paper else "–",
+            paper or "-",
+            f"{row.ours.last - paper:+.2f}" if paper else "-",
             percent(row.earlier.last),
             percent(row.public.last),
             percent(row.ours.best),
@@ -163,9 +163,24 @@ def cost_table(rows: list[Row]) -> str:
         flops, parameters = cost(row.constants)
         ours = f"{parameters:.2f}M, {flops:.1f}M"
         network = row.constants.architecture
-        line = (network, ours, PAPER_COSTS.get(network, "–"))
+        line = (network, ours, PAPER_COSTS.get(network, "-"))
         if line not in lines:
             lines.append(line)
+    return ghostnet.markdown(lines)
+
+
+def time_table(checkpoints: dict[str, Checkpoint]) -> str:
+    """What an epoch took. The shortest one tells of a device without other runs or pauses."""
+    lines = [("run", "shortest epoch, s", "median, s", "all epochs, h", "trained on")]
+    for name, checkpoint in checkpoints.items():
+        seconds = checkpoint.history["seconds"]
+        lines.append((
+            name,
+            f"{min(seconds):.1f}",
+            f"{median(seconds):.1f}",
+            f"{sum(seconds) / 3600:.1f}",
+            ghostnet.short_hardware(checkpoint.trained_on),
+        ))
     return ghostnet.markdown(lines)
 
 
@@ -307,6 +322,7 @@ def main() -> None:
     for name, checkpoint in ghosts.items():
         print(f"{name}: {emptied(checkpoint.network(CPU))} ghosts are empty")
     ghosts |= ghost_runs(ablated, prefix=f"{arguments.ablation_dir.name}/")
+    print(f"\n**Time**\n\n{time_table(checkpoints | ghosts)}")
     print(f"\n**What weight decay and the batch do to ghosts**\n\n{ablation(ghosts)}")
     if arguments.run in ghosts:
         print_kernels(arguments.run, ghosts[arguments.run].network(CPU), arguments.data_dir)

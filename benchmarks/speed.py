@@ -40,6 +40,7 @@ LAYERS = [  # channels and side of the maps
     ("VGG-16", 64, 32), ("VGG-16", 128, 16), ("VGG-16", 256, 8), ("VGG-16", 512, 4),
 ]
 BATCH = ghostnet.Constants().batch_size
+PADDING = ghostnet.Constants().padding
 WORKERS = 2
 SHORTEST = 1.0  # seconds that a timing takes at least
 WARM = 5  # plain steps before a recording, in which cudnn chooses its kernels
@@ -58,7 +59,7 @@ class Arguments:
 
 def usual_steps(constants: ghostnet.Constants, data_dir: Path, device) -> Iterator[float]:
     """Takes a training step whenever its loss is asked for."""
-    augmentation = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+    augmentation = [transforms.RandomCrop(32, padding=PADDING), transforms.RandomHorizontalFlip()]
     scaling = [transforms.ToTensor(), transforms.Normalize(ghostnet.MEAN, ghostnet.STD)]
     transform = transforms.Compose(augmentation + scaling)
     dataset = torchvision.datasets.CIFAR10(data_dir, transform=transform)
@@ -107,7 +108,7 @@ def by_turns(turns: int, *runs: Callable) -> list[list[float]]:
 
 def ratio(slow: list[float], fast: list[float]) -> str:
     turns = [a / b for a, b in zip(slow, fast, strict=True)]
-    return f"{median(slow) / median(fast):.2f}x ({min(turns):.2f}–{max(turns):.2f})"
+    return f"{median(slow) / median(fast):.2f}x ({min(turns):.2f}-{max(turns):.2f})"
 
 
 def milliseconds(slow: list[float], fast: list[float]) -> list[str]:
@@ -143,7 +144,7 @@ class Benchmark:
     def endless_plans(self) -> Iterator[Tensor]:
         """Plans of full batches, drawn as an epoch draws them."""
         while True:
-            plans = self.data.epoch_plan().to(self.device).split(BATCH)
+            plans = self.data.epoch_plan(PADDING).to(self.device).split(BATCH)
             yield from plans[:-1]
 
     def trainer(self, constants: ghostnet.Constants) -> ghostnet.Trainer:

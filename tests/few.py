@@ -18,7 +18,7 @@ def few_images(train=40, test=20, device="cpu"):
     for n in (train, test):
         images = random.integers(256, size=(n, 32, 32, 3), dtype=np.uint8)
         targets = random.integers(10, size=n).tolist()
-        parts.append(SimpleNamespace(data=images, targets=targets, classes=list("abcdefghij")))
+        parts.append(SimpleNamespace(data=images, targets=targets))
     with mock.patch.object(ghostnet, "load_cifar10", return_value=parts):
         return ghostnet.Cifar10(Path(), torch.device(device))
 

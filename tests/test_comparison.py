@@ -58,17 +58,17 @@ def test_finished_runs_stand_beside_what_others_report(tmp_path, monkeypatch, pr
     ghost = "ghost-resnet56 | 200"
     assert set(lines[9]) <= set("| -")
     assert [*lines[2:9], *lines[10:18]] == [
-        f"| gr_cosine | {ghost} | 92.50 ± 0.71 (2) | 92.7 | -0.20 | – | – | 92.88 | 92.20 | – |",
-        f"| gr_multistep | {ghost} | 92.25 | 92.7 | -0.45 | – | – | 92.25 | 92.55 | – |",
-        "| gv_cosine | ghost-vgg16 | 200 | 93.50 | 93.7 | -0.20 | 93.60 | – | 93.50 | 93.63 | – |",
-        "| short | resnet56 | 30 | 90.00 | 93.0 | -3.00 | – | 94.21 | 90.00 | – | 94.37 |",
-        "| resnet32 | resnet32 | 200 | 93.25 | – | – | – | 93.41 | 93.25 | – | 93.53 |",
+        f"| gr_cosine | {ghost} | 92.50 +- 0.71 (2) | 92.7 | -0.20 | - | - | 92.88 | 92.20 | - |",
+        f"| gr_multistep | {ghost} | 92.25 | 92.7 | -0.45 | - | - | 92.25 | 92.55 | - |",
+        "| gv_cosine | ghost-vgg16 | 200 | 93.50 | 93.7 | -0.20 | 93.60 | - | 93.50 | 93.63 | - |",
+        "| short | resnet56 | 30 | 90.00 | 93.0 | -3.00 | - | 94.21 | 90.00 | - | 94.37 |",
+        "| resnet32 | resnet32 | 200 | 93.25 | - | - | - | 93.41 | 93.25 | - | 93.53 |",
         "",
         "| network | params, FLOPs | in the paper |",
         "| ghost-resnet56 | 0.44M, 67.5M | 0.43M, 63M |",
         "| ghost-vgg16 | 7.65M, 159.2M | 7.7M, 158M |",
         "| resnet56 | 0.86M, 127.9M | 0.85M, 125M |",
-        "| resnet32 | 0.47M, 70.4M | – |",
+        "| resnet32 | 0.47M, 70.4M | - |",
         "",
         "gr_cosine-seed1: 0 of 1064 ghosts are empty",
         "gr_cosine-seed2: 0 of 1064 ghosts are empty",
@@ -129,6 +129,16 @@ def test_runs_that_differ_in_batch_and_cheap_decay_alone_are_compared(printed):
     assert re.match(r"gr_cosine: \d+% of the ghosts' kernels are low-pass", lines[title + 8])
     assert not any("correlation" in line for line in lines)
     assert "cifar-10-batches-py" in error and error.count("\n") == 1
+
+
+def test_times_are_those_of_the_file_in_seconds_an_epoch_and_hours_in_all(printed):
+    checkpoints = {"gr_cosine": run(BASE, 93.0), "gr_s3": run(EXPERIMENTS["gr_s3"], 92.0, epochs=2)}
+    checkpoints["gr_cosine"].history["seconds"] = [3.5, *198 * [36.0], 160.0]
+    checkpoints["gr_s3"].history["seconds"] = [1.0, 2.0]  # not finished
+    lines, _ = printed(checkpoints)
+    title = lines.index("**Time**")
+    assert lines[title + 4] == "| gr_cosine | 3.5 | 36.0 | 2.0 | abacus |"
+    assert lines[title + 5] == "| gr_s3 | 1.0 | 1.5 | 0.0 | abacus |"
 
 
 @pytest.fixture

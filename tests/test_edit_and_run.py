@@ -1,7 +1,10 @@
 """The script as its user meets it: constants edited and given, what it prints, where it runs."""
 
+import os
 import re
 import shutil
+import sys
+from unittest import mock
 
 import matplotlib.image
 import pytest
@@ -47,6 +50,7 @@ def test_an_edited_constant_trains_a_run_of_its_own_and_edited_back_finds_the_sh
         ("ratio: int = 2  #", "ratio: int = 3  #", "ratio3-epochs1", "ratio 3 instead of 2"),
         ("lr: float = 0.1", "lr: float = 0.05", "epochs1-lr0.05", "lr 0.05 instead of 0.1"),
         ('= "resnet56"', '= "resnet32"', "networkresnet32-epochs1", "network resnet32 instead"),
+        ("padding: int = 4", "padding: int = 0", "epochs1-padding0", "padding 0 instead of 4"),
     ],
 )
 def test_every_edit_is_named_and_announced(shipped, old, new, run, difference):
@@ -82,6 +86,75 @@ def test_an_edited_experiment_leaves_a_shipped_file_alone_and_is_what_a_new_one_
     run = "gr_s20-milestones1_2"
     assert f"{run} is gr_s20 with milestones (1, 2) instead of (100, 150)\n" in again.stdout
     assert f"{run}: epoch 1/1" in again.stdout
+
+
+SEED = "    seed: int = 0  #"
+
+
+def test_a_constant_of_ones_own_is_one_of_the_runs_and_shipped_files_have_its_default(shipped):
+    before = files(shipped.checkpoints)
+    own = "    label_smoothing: float = 0.0\n    mixup: bool = False\n"
+    shipped.edit(SEED, own + SEED)
+    done = shipped.call("gr_cosine")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gr_cosine: test accuracy " in done.stdout
+    assert ": epoch " not in done.stdout
+
+    done = shipped.call("gr_cosine", "--epochs", 1, "--label-smoothing", 0.1, "--mixup")
+    run = "gr_cosine-epochs1-label_smoothing0.1-mixupTrue"
+    assert f"{run}: epoch 1/1" in done.stdout
+    assert files(shipped.checkpoints).keys() - before.keys() == {f"{run}.pth"}
+    assert files(shipped.checkpoints).items() >= before.items()
+
+    shipped.edit(own, "    mixup: bool = False\n")  # who takes it out again, has a file too many
+    done = shipped.call("gr_cosine")
+    assert done.returncode == 0
+    assert f"{run}.pth is no checkpoint of this script (unknown constants" in done.stderr
+    assert "label_smoothing" in done.stderr
+
+
+def test_a_bare_command_runs_those_of_the_three_that_are_left_in_the_experiments(shipped):
+    for run in ("gr_multistep", "gv_cosine"):
+        shipped.edit(f'    "{run}": C', f'    # "{run}": C')
+    done = shipped.call()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gr_cosine: test accuracy " in done.stdout
+    assert "gr_multistep: " not in done.stdout
+    shipped.edit('    "gr_cosine": C', '    # "gr_cosine": C')
+    done = shipped.call()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "test accuracy " not in done.stdout
+
+
+def test_a_network_of_ones_own_trains_or_is_one_line_that_says_where_to_add_it(shipped):
+    shipped.edit('"vgg16"]', '"vgg16", "resnet20", "resnet18", "alexnet"]')
+    for network in ("resnet20", "resnet18", "alexnet"):
+        line = f'    "{network}": Constants(network="{network}", epochs=1, ratio=1),\n'
+        shipped.edit("    # The sweeps", f"{line}    # The sweeps")
+    done = shipped.call("resnet20")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "resnet20: epoch 1/1" in done.stdout
+    for network in ("resnet18", "alexnet"):
+        done = shipped.call("resnet32", network, "--epochs", 1)
+        assert done.returncode == 2
+        said = f"build_network cannot build {network}: add it there"
+        assert done.stderr == f"ghostnet.py: {said}\n"
+        assert ": epoch " not in done.stdout
+
+
+@pytest.mark.parametrize("old, new, limit", [
+    ("PICTURE_MODULE = 1 ", "PICTURE_MODULE = 57 ", "57"),
+    ("PICTURE_MODULE = 1 ", "PICTURE_MODULE = -1 ", "57"),
+    ("PICTURE_IMAGE = 12 ", "PICTURE_IMAGE = 20 ", "20"),
+])
+def test_a_picture_that_cannot_be_drawn_is_one_line_before_anything_trains(
+    script, old, new, limit
+):
+    script.edit(old, new)
+    done = script.call("resnet32", "gr_cosine", "--epochs", 1)
+    assert done.returncode == 2
+    assert done.stderr == f"ghostnet.py: {new.split()[0]} must be in range(0, {limit})\n"
+    assert ": epoch " not in done.stdout
 
 
 def test_options_are_edits_and_one_equal_to_a_default_counts(shipped):
@@ -124,6 +197,19 @@ def test_the_bare_command_trains_reports_and_draws(script):
         assert width > 1.5 * height > 600
 
 
+def test_a_run_of_one_epoch_is_a_point_in_the_curves_and_a_longer_one_a_line(tmp_path):
+    checkpoints = {}
+    for epochs in (1, 2):
+        history = {name: epochs * [90.0] for name in ghostnet.HISTORY}
+        checkpoints[f"run {epochs}"] = ghostnet.Checkpoint(ghostnet.Constants(), history, "", {}, {})
+    with mock.patch("matplotlib.figure.Figure.savefig", autospec=True) as savefig:
+        ghostnet.draw_curves(checkpoints, tmp_path / "curves.png")
+    for axes in savefig.call_args.args[0].axes:
+        point, line = axes.lines[:2]
+        assert (point.get_marker(), len(point.get_xdata())) == ("o", 1)
+        assert (line.get_marker(), line.get_linestyle()) == ("None", "-")
+
+
 def test_what_is_known_is_shown_before_what_is_missing_is_trained(script):
     script.call("resnet32", "--epochs", 2)
     shutil.copy(script.checkpoints / "resnet32-epochs2.pth", script.checkpoints / "$\\q$.pth")
@@ -150,6 +236,24 @@ def test_the_backend_of_a_notebook_and_a_users_own_style_change_nothing(script, 
     assert (done.returncode, done.stderr) == (0, "")
     assert len(pictures) == 2
     assert {path.name: path.read_bytes() for path in script.images.glob("*.png")} == pictures
+
+
+def test_a_backend_of_a_users_own_stays(script, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "pdf")
+    monkeypatch.setitem(sys.modules, "matplotlib_inline", None)  # as where it is not installed
+    assert script.call("resnet32", "--epochs", 1).returncode == 0
+    assert os.environ["MPLBACKEND"] == "pdf"
+
+
+def test_a_console_needs_no_letters_but_ascii(script):
+    pictures = script.folder / "größe"
+    command = ["resnet32", "--epochs", 1, "--image-dir", pictures]
+    done = script.run(*command, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"pictures in" in done.stdout and r"gr\xf6\xdfe" in done.stdout
+    assert "| resnet32-epochs1 " in done.stdout
+    for program in (ROOT / "ghostnet.py", *ROOT.glob("benchmarks/*.py")):
+        assert program.read_text().isascii(), program
 
 
 def test_a_gpu_that_this_torch_cannot_use_is_said(script, tmp_path, monkeypatch):

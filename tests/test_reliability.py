@@ -4,6 +4,7 @@ import fcntl
 import itertools
 import os
 import random
+import re
 import resource
 import shutil
 
@@ -106,6 +107,10 @@ def test_too_little_memory_is_one_line_and_costs_one_run(known, monkeypatch):
     done = known.call("resnet56", "resnet32", "--epochs", 1)
     assert "resnet56-epochs1: too little GPU memory: try a smaller" in complaint(done)
     assert "resnet32-epochs1: test accuracy" in done.stdout
+    monkeypatch.setenv("RANK", "1")  # torchrun would end its other processes
+    monkeypatch.setattr(torch.optim.SGD, "step", at_step(1, fail))
+    done = known.call("resnet56", "resnet32", "--epochs", 1)
+    assert "resnet56-epochs1: too little GPU memory: try a smaller" in complaint(done, 0)
 
 
 # ----------------------------------------------------------------------------------- damaged files
@@ -128,6 +133,7 @@ def test_each_bad_file_is_one_line_and_the_other_runs_go_on(known, recwarn):
         lines = done.stderr.splitlines()
         said = [line for line in lines if "is no checkpoint of this script" in line]
         assert len(said) == len(lines) == len(bad)
+        assert not re.search("Checkpoint|Constants|UserError", done.stderr)
         assert "resnet32-epochs1: test accuracy" in done.stdout
         assert files(known.checkpoints) == before
     assert not [warning for warning in recwarn if "ghostnet" in warning.filename]
@@ -152,6 +158,8 @@ def test_processes_share_a_first_start_and_a_list_of_runs_and_train_each_once(sc
         assert survived, what
     meeting = script.folder / "torchrun"
     meeting.mkdir()
+    bad = script.checkpoints / "resnet32-epochs1-seed2.pth"
+    bad.write_bytes(b"")  # whoever takes it fails, and ends no other
     done = script.run(
         *(*RUN, "--seeds", 2, 3, 4),
         patches="quick,meet",
@@ -160,7 +168,8 @@ def test_processes_share_a_first_start_and_a_list_of_runs_and_train_each_once(sc
         NUMBER="2",
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": epoch 1/1") == 3
+    assert f"{bad} is no checkpoint" in done.stderr
+    assert done.stdout.count(": epoch 1/1") == 2
     assert done.stdout.count("results:") == 2  # of one process, for two networks
 
 
@@ -183,6 +192,17 @@ def test_complete_data_are_never_written_to(known):
     assert known.call(*RUN).returncode == 0
     assert known.call(*RUN, "--data-dir", known.data / CIFAR10.base_folder).returncode == 0
     assert times() == before  # not even a lock was made and removed again
+
+
+def test_a_link_may_stand_for_the_folder_of_the_data(known):
+    (known.data / CIFAR10.filename).unlink()
+    link = known.folder / "link"
+    link.symlink_to(known.data / CIFAR10.base_folder)
+    assert known.call(*RUN, "--data-dir", link).returncode == 0
+    link.unlink()
+    (known.data / CIFAR10.base_folder).rename(known.folder / "elsewhere")
+    (known.data / CIFAR10.base_folder).symlink_to(known.folder / "elsewhere")
+    assert known.call(*RUN, "--data-dir", known.data / CIFAR10.base_folder).returncode == 0
 
 
 @pytest.mark.parametrize("torn", [False, True])
@@ -215,7 +235,7 @@ resnet101; ../gr_cosine; 0.1; --frehs; --lr=0.1=0.2; --network alexnet; --networ
 --milestones 1.5; --epochs 0; --epochs 100001; --epochs 1 2
 --lr 0; --lr -1; --lr nan; --lr inf; --momentum 1; --momentum nan; --weight-decay -1e-4; --seed -1
 --cheap-weight-decay inf; --batch-size 0; --batch-size 50001; --seed 2147483648; --seeds 0 -1
---device tpu; --precision float64; --fresh
+--padding 32; --padding -1; --padding 1.5; --device tpu; --precision float64; --fresh
 """
 
 
@@ -232,6 +252,7 @@ ODD = {
     "lr: float = 0.1": ['lr: float = float("nan")', "lr: float = None"],
     "dw_kernel_size: int = 3  #": ["dw_kernel_size: int = 4  #"],
     '= "resnet56"': ['= "resnet20"'],
+    "padding: int = 4": ["padding: int = -1", "padding: int = 32", "padding: int = None"],
     '= "cosine"': ['= "linear"'],
     "(100, 150)": ["100", '("a", "b")'],
 }
@@ -251,7 +272,7 @@ def test_an_odd_constant_is_refused(script):
 
 def test_constants_at_their_limits_train(script):
     limits = "--dw-kernel-size 13 --momentum 0 --lr 1e-9 --weight-decay 1000 --seed 2147483647"
-    limits += " --batch-size 50000 --schedule multistep --milestones"
+    limits += " --batch-size 50000 --padding 31 --schedule multistep --milestones"
     for ratio in (1, 512):
         done = script.call(*RUN, "--ratio", ratio, *limits.split())
         assert (done.returncode, done.stderr) == (0, "")

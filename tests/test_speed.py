@@ -28,7 +28,7 @@ def test_runs_take_turns(monkeypatch):
 
 
 def test_a_ratio_is_of_medians_and_its_range_of_turns():
-    assert speed.ratio([2.0, 4.0, 6.0], [1.0, 4.0, 2.0]) == "2.00x (1.00–3.00)"
+    assert speed.ratio([2.0, 4.0, 6.0], [1.0, 4.0, 2.0]) == "2.00x (1.00-3.00)"
 
 
 def small_network(constants):

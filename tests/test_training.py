@@ -81,8 +81,8 @@ def test_an_epoch_is_plain_sgd_with_nesterov_momentum_and_two_weight_decays(smal
     velocity = dict.fromkeys(dict(model.named_parameters()), 0.0)
     losses = 0.0
     hits = 0
-    for plan in data.epoch_plan().split(16):  # 16, 16 and 8 images
-        images, labels = data.train_batch(plan)
+    for plan in data.epoch_plan(4).split(16):  # 16, 16 and 8 images
+        images, labels = data.train_batch(plan, 4)
         logits = model(images)
         summed_loss = F.cross_entropy(logits, labels, reduction="sum")
         model.zero_grad()
@@ -105,7 +105,7 @@ def test_without_a_gradient_a_step_shrinks_all_but_the_cheap_kernels(cheap_weigh
     trainer = Trainer(constants, few_images(), torch.float32)
     before = copy.deepcopy(dict(trainer.model.named_parameters()))
     with mock.patch.object(F, "cross_entropy", lambda logits, labels: 0 * logits.sum()):
-        trainer.step(trainer.data.epoch_plan()[:16])
+        trainer.step(trainer.data.epoch_plan(4)[:16])
     for name, parameter in trainer.model.named_parameters():
         decay = 5e-4
         if parameter.shape[1:] == (1, 3, 3):  # depthwise
@@ -158,7 +158,7 @@ def test_a_run_that_goes_on_elsewhere_is_the_same_and_names_each_place_once(tmp_
 def test_a_finished_file_is_float16_and_its_accuracy_that_of_the_file(tmp_path, monkeypatch):
     """The greatest bias is the first in bfloat16, the second in float16, the third in float32."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10), nn.Dropout())
-    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].weight).requires_grad_(False)
     nn.init.zeros_(model[1].bias)
     model[1].bias.data[:3] = torch.tensor([1, 1 + 2**-10, 1 + 2**-10 + 1e-5])
     monkeypatch.setattr(ghostnet, "build_network", lambda _constants: copy.deepcopy(model))
@@ -174,6 +174,25 @@ def test_a_finished_file_is_float16_and_its_accuracy_that_of_the_file(tmp_path, 
     assert saved.accuracy == 30 == ghostnet.evaluate(saved.network(CPU), data)
 
 
+def test_what_does_not_fit_float16_is_kept_in_float32(tmp_path, monkeypatch):
+    """As maps of wide ghosts, whose variance is beyond 65,504, and weights that float16 rounds."""
+    model = nn.Sequential(nn.Conv2d(3, 10, 32), nn.BatchNorm2d(10), nn.Flatten())
+    model[0].weight.data *= 1e5
+    model[1].weight.data[:] = 7e4
+    model[1].bias.data[:] = 1e-8
+    monkeypatch.setattr(ghostnet, "build_network", lambda _constants: copy.deepcopy(model))
+    constants = replace(SMALL, epochs=1, lr=1e-9, batch_size=40)
+    run = train(tmp_path / "run.pth", constants, few_images())
+    saved = ghostnet.read_checkpoint(str(tmp_path / "run.pth"))
+    assert run.model["1.running_var"].min() > 65_504
+    assert saved.model["0.weight"].dtype == torch.float16
+    for name, value in (("1.weight", 7e4), ("1.bias", 1e-8)):
+        torch.testing.assert_close(saved.model[name], torch.full((10,), value), rtol=0.1, atol=0)
+    network = saved.network(CPU)
+    assert not network.training
+    assert torch.equal(network[1].running_var, run.model["1.running_var"])
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_its_file_stays(small, tmp_path, monkeypatch):
     train_an_epoch(tmp_path / "run.pth", small, few_images())
     saved = (tmp_path / "run.pth").read_bytes()
@@ -184,7 +203,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_its_file_stays(small, tmp_pa
 
 
 LEAST = {"ratio": 1, "dw_kernel_size": 1, "epochs": 1, "batch_size": 1, "seed": 0, "lr": 1e-9,
-         "momentum": 0, "weight_decay": 0, "cheap_weight_decay": 0}
+         "momentum": 0, "weight_decay": 0, "cheap_weight_decay": 0, "padding": 0}
 ODD = st.one_of(st.integers(-3, 1000), st.floats(), st.floats(0, 2), st.text(), st.none())
 
 
