@@ -201,7 +201,8 @@ def test_a_run_of_one_epoch_is_a_point_in_the_curves_and_a_longer_one_a_line(tmp
     checkpoints = {}
     for epochs in (1, 2):
         history = {name: epochs * [90.0] for name in ghostnet.HISTORY}
-        checkpoints[f"run {epochs}"] = ghostnet.Checkpoint(ghostnet.Constants(), history, "", {}, {})
+        run = ghostnet.Checkpoint(ghostnet.Constants(), history, "", {}, {})
+        checkpoints[f"run {epochs}"] = run
     with mock.patch("matplotlib.figure.Figure.savefig", autospec=True) as savefig:
         ghostnet.draw_curves(checkpoints, tmp_path / "curves.png")
     for axes in savefig.call_args.args[0].axes:
