@@ -561,7 +561,7 @@ class Trainer:
 # ---------- runs and their files
 # A run is a set of constants with a name of its own. It is saved to a file and goes on from it.
 HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # accuracies in percent
-ADDED_LATER = {"padding": 4}  # constants that older files lack, as those runs were trained
+ADDED_LATER = {"padding": 4}  # constants that older files lack, as they were trained
 SAVE_SECONDS = 10  # shortest time between saves; on a fast GPU an epoch takes less than a save
 # Of the processes that torchrun starts, the first one prints the reports.
 FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
@@ -667,7 +667,10 @@ def read_checkpoint(path):
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load itself looks at no checksum
             require(archive.testzip() is None, "wrong checksum")
-        checkpoint = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+        fields = torch.load(path, map_location="cpu", weights_only=True)
+        known = isinstance(fields, dict) and fields.keys() == get_type_hints(Checkpoint).keys()
+        require(known, "other contents")
+        checkpoint = Checkpoint(**fields)
         constants = ADDED_LATER | checkpoint.constants  # a dictionary in the file
         unknown = constants.keys() - asdict(Constants()).keys()
         require(not unknown, f"unknown constants {unknown}")
@@ -676,8 +679,6 @@ def read_checkpoint(path):
         return checkpoint
     except UserError as error:
         reason = str(error)
-    except TypeError:
-        reason = "other contents"
     except Exception as error:  # a file by another hand can raise anything
         reason = repr(error)[:200]
     raise UserError(f"{path} is no checkpoint of this script ({reason}): move it")
