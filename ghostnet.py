@@ -25,8 +25,7 @@ import sys
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import pairwise
 from numbers import Integral
@@ -73,7 +72,7 @@ class Constants:
     seed: int = 0  # seed of the initialization, the data order and the augmentation
 
     @property
-    def architecture(self) -> str:
+    def architecture(self):
         """The network's name, with s and d where they are not the paper's 2 and 3."""
         if self.ratio == 1:
             return self.network
@@ -113,7 +112,7 @@ class Arguments:
 
     experiments: tyro.conf.Positional[tuple[Literal[tuple(EXPERIMENTS)], ...]] = tuple(
         run for run in ("gr_cosine", "gr_multistep", "gv_cosine") if run in EXPERIMENTS)
-    constants: tyro.conf.OmitArgPrefixes[Constants] = field(default_factory=Constants)
+    constants: tyro.conf.OmitArgPrefixes[Constants] = Constants()
     seeds: tuple[int, ...] = ()  # seeds that every run is trained with
     data_dir: Path = HERE / "data"  # folder of cifar-10-batches-py, downloaded if missing
     checkpoint_dir: Path = HERE / "checkpoints"  # folder of the runs' files
@@ -187,8 +186,7 @@ class GhostModule(nn.Module):
         return torch.cat([intrinsic, ghosts], dim=-3)
 
 
-def replace_conv_with_ghost(model: nn.Module, ratio: int = 2, dw_kernel_size: int = 3,
-                            keep: str | Iterable[str] | Callable[..., bool] = ()) -> nn.Module:
+def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
     """Replace every dense nn.Conv2d of `model` by a GhostModule, in place, and return the model.
 
     Weights start anew. A bias is dropped where a batch norm follows in the same nn.Sequential.
@@ -323,13 +321,13 @@ class VGG16(nn.Module):
 def build_network(constants):
     """The network of a run, newly initialized."""
     name = constants.network
-    if name == "vgg16":
+    depths = {f"resnet{depth}": depth for depth in range(8, 10**4, 6)}
+    if name in depths:
+        model = ResNet(depths[name])
+    elif name == "vgg16":
         model = VGG16()
     else:
-        depth = name.removeprefix("resnet")
-        known = depth.isdecimal() and int(depth) in range(8, 10**4, 6)
-        require(known, f"build_network cannot build {name}: add it there")
-        model = ResNet(int(depth))
+        raise UserError(f"build_network cannot build {name}: add it there")
     if constants.ratio > 1:
         replace_conv_with_ghost(model, constants.ratio, constants.dw_kernel_size)
     # He's initialization. torch's own weights are 2.4 times smaller, which before a batch norm acts
@@ -402,14 +400,11 @@ class Cifar10:
     def train_batch(self, plan, padding):
         """Augmented images (n, 3, 32, 32) and labels (n,) for n rows of a plan."""
         index, top, left, mirrored = plan.unbind(1)
-        span = torch.arange(32, device=plan.device)
-        rows = top[:, None] + span  # (n, 32)
-        columns = left[:, None] + torch.where(mirrored[:, None] == 1, 31 - span, span)  # (n, 32)
-        border = (0, 0, padding, padding, padding, padding)
-        padded = F.pad(self.train_images[index], border)
+        padded = F.pad(self.train_images[index], (0, 0, padding, padding, padding, padding))
+        crops = padded.unfold(1, 32, 1).unfold(2, 32, 1)  # views: (n, tops, lefts, 3, 32, 32)
         image = torch.arange(len(plan), device=plan.device)
-        # Indices of shapes (n, 1, 1), (n, 32, 1) and (n, 1, 32) pick pixels (n, 32, 32, 3).
-        images = padded[image[:, None, None], rows[:, :, None], columns[:, None, :]]
+        images = crops[image, top, left].permute(0, 2, 3, 1)
+        images = torch.where(mirrored.view(-1, 1, 1, 1) == 1, images.flip(2), images)
         return self.normalize(images), self.train_labels[index]
 
     def normalize(self, images):
@@ -507,7 +502,6 @@ class Trainer:
             self.optimizer.state[parameter]["momentum_buffer"] = self.momentum[name]
 
     def step(self, plan):
-        """Augment, forward, backward, update."""
         # cudnn's search for the fastest kernels takes longer than an epoch's one short batch.
         torch.backends.cudnn.benchmark = len(plan) == len(self.plan)
         images, labels = self.data.train_batch(plan, self.constants.padding)
@@ -563,8 +557,7 @@ class Trainer:
 HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # accuracies in percent
 ADDED_LATER = {"padding": 4}  # constants that older files lack, as they were trained
 SAVE_SECONDS = 10  # shortest time between saves; on a fast GPU an epoch takes less than a save
-# Of the processes that torchrun starts, the first one prints the reports.
-FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
+FIRST_PROCESS = os.environ.get("RANK", "0") == "0"  # of torchrun's, the one that reports
 
 
 def check_constants(constants):
@@ -596,19 +589,20 @@ def name_runs(arguments, checkpoints):
         constants = tyro.cli(Arguments, default=replace(arguments, constants=base)).constants
         if experiment in checkpoints:  # a trained run keeps its name, whatever is edited
             base = checkpoints[experiment].constants
-        old = asdict(base)
+        old = vars(base)
         for seed in arguments.seeds or [constants.seed]:
             seeded = replace(constants, seed=seed)
             check_constants(seeded)
-            changes = {key: new for key, new in asdict(seeded).items() if new != old[key]}
             run = experiment
-            for key, new in changes.items():
-                value = re.sub(r"[^\w.-]+", "_", str(new)).strip("_")  # (1, 2) becomes 1_2
-                run += f"-{key}{value}"
+            changes = []
+            for key, new in vars(seeded).items():
+                if new != old[key]:
+                    value = re.sub(r"[^\w.-]+", "_", str(new)).strip("_")  # (1, 2) becomes 1_2
+                    run += f"-{key}{value}"
+                    changes.append(f"{key} {new} instead of {old[key]}")
             runs[run] = seeded
             if changes and FIRST_PROCESS:
-                said = [f"{key} {new} instead of {old[key]}" for key, new in changes.items()]
-                print(f"{run} is {experiment} with {', '.join(said)}")
+                print(f"{run} is {experiment} with {', '.join(changes)}")
     return runs
 
 
@@ -658,7 +652,7 @@ class Checkpoint:
         require(self.is_finite(), "numbers that are not finite")
 
     def save(self, path):
-        fields = {**vars(self), "constants": asdict(self.constants)}
+        fields = {**vars(self), "constants": vars(self.constants)}
         write_atomically(path, lambda file: torch.save(fields, file))
 
 
@@ -672,16 +666,14 @@ def read_checkpoint(path):
         require(known, "other contents")
         checkpoint = Checkpoint(**fields)
         constants = ADDED_LATER | checkpoint.constants  # a dictionary in the file
-        unknown = constants.keys() - asdict(Constants()).keys()
+        unknown = constants.keys() - vars(Constants()).keys()
         require(not unknown, f"unknown constants {unknown}")
         checkpoint.constants = Constants(**constants)
         checkpoint.check()
         return checkpoint
-    except UserError as error:
-        reason = str(error)
     except Exception as error:  # a file by another hand can raise anything
-        reason = repr(error)[:200]
-    raise UserError(f"{path} is no checkpoint of this script ({reason}): move it")
+        message = f"{path} is no checkpoint of this script ({error!s:.150}): move it"
+        raise UserError(message) from None
 
 
 def read_all(folder):
@@ -740,11 +732,9 @@ def train(checkpoint, path, data, precision, cuda_graph):
         for name, buffer in trainer.momentum.items():
             buffer.copy_(checkpoint.momentum[name])
     hardware = f"{hardware_name(trainer.device)}, {precision}, torch {torch.__version__}"
-    if checkpoint.epochs == 0:
-        checkpoint.trained_on = hardware
-    elif hardware not in checkpoint.trained_on.split("; "):
-        checkpoint.trained_on += f"; {hardware}"
-    print(f"{path.stem}: training from epoch {checkpoint.epochs + 1}", flush=True)
+    if hardware not in checkpoint.trained_on.split("; "):
+        checkpoint.trained_on = f"{checkpoint.trained_on}; {hardware}".removeprefix("; ")
+    print(f"{path.stem}: training from epoch {checkpoint.epochs + 1}")
     saved_at = -math.inf
     for epoch in range(checkpoint.epochs + 1, constants.epochs + 1):
         start = time.perf_counter()
@@ -768,7 +758,7 @@ def train(checkpoint, path, data, precision, cuda_graph):
             saved_at = time.perf_counter()
         line = f"{title}, loss {loss:.4f}, train {train_accuracy:.2f}%, test {test_accuracy:.2f}%"
         left = timedelta(seconds=round((constants.epochs - epoch) * seconds))
-        print(f"{line}, {seconds:.1f} s, {left} left", flush=True)
+        print(f"{line}, {seconds:.1f} s, {left} left")
 
 
 def finish_and_test(run, constants, data, precision, arguments):
@@ -785,8 +775,7 @@ def finish_and_test(run, constants, data, precision, arguments):
                     cuda_graph = arguments.cuda_graph and data.device.type == "cuda"
                     train(checkpoint, path, data, precision, cuda_graph)
         now = evaluate(checkpoint.network(data.device), data)
-        then = checkpoint.accuracy
-        print(f"{run}: test accuracy {now:.2f}% now, {then:.2f}% when trained", flush=True)
+        print(f"{run}: test accuracy {now:.2f}% now, {checkpoint.accuracy:.2f}% when trained")
         return True
     except filelock.Timeout:
         print(f"{run}: passed over, another process is training it")
@@ -822,8 +811,7 @@ def count(model, *inputs):
 def report(name, ordinary, ghost, *inputs, per_layer=True, claim=""):
     """Print FLOPs and parameters of a network and of its ghost network, for one pass of `inputs`.
 
-    Raises ValueError where both are one object, as replace_conv_with_ghost works in place, or where
-    layers have other names, as one network is compiled or wrapped.
+    Raises ValueError where both are one network or, for the layers, where one alone is wrapped.
     """
     ghosts = {layer: m for layer, m in ghost.named_modules() if isinstance(m, GhostModule)}
     if ordinary is ghost or not set(ghosts.values()).isdisjoint(ordinary.modules()):
@@ -973,7 +961,7 @@ def print_and_draw(checkpoints, runs, data, folder):
     """The table and the curves of all checkpoints, and the ghosts of the first of the runs."""
     if not checkpoints:
         return
-    print(f"\n{results_table(checkpoints)}\n\npictures in {folder}\n", flush=True)
+    print(f"\n{results_table(checkpoints)}\n\npictures in {folder}\n")
     folder.mkdir(parents=True, exist_ok=True)
     # A user's own style would change the pictures; several processes may draw at the same time.
     with matplotlib.style.context("default"), filelock.FileLock(folder / ".pictures.lock"):
@@ -1000,9 +988,10 @@ def main():
         for name in refused.keys() - runs.keys():
             complain(f"{refused[name]}; it is left out of the table")
         for name, network in (("resnet-56", "resnet56"), ("vgg-16", "vgg16")):
-            ordinary = build_network(Constants(network=network, ratio=1))
-            ghost = build_network(Constants(network=network))
-            claim = " (paper claims ~2x)"
+            constants = Constants(network=network)
+            ordinary = build_network(replace(constants, ratio=1))
+            ghost = build_network(constants)
+            claim = " (paper claims ~2x)" if constants.ratio == 2 else ""
             report(name, ordinary, ghost, torch.zeros(1, 3, 32, 32), per_layer=False, claim=claim)
         print_and_draw(checkpoints, runs, data, arguments.image_dir)
     succeeded = []
@@ -1017,7 +1006,8 @@ def main():
 
 def run_as_script(main):
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a console may lack a path's letters
+        # A console may lack a path's letters.
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
     except KeyboardInterrupt:

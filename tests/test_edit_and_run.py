@@ -211,6 +211,14 @@ def test_a_run_of_one_epoch_is_a_point_in_the_curves_and_a_longer_one_a_line(tmp
         assert (line.get_marker(), line.get_linestyle()) == ("None", "-")
 
 
+def test_the_paper_s_claim_stands_only_below_its_own_ratio(script):
+    script.edit("ratio: int = 2  #", "ratio: int = 4  #")
+    done = script.call("resnet32", "--epochs", 1, quick=False)
+    assert done.returncode == 0
+    assert "flops reduction: 3.86x\n" in done.stdout
+    assert "paper claims" not in done.stdout
+
+
 def test_what_is_known_is_shown_before_what_is_missing_is_trained(script):
     script.call("resnet32", "--epochs", 2)
     shutil.copy(script.checkpoints / "resnet32-epochs2.pth", script.checkpoints / "$\\q$.pth")
