@@ -811,7 +811,8 @@ def count(model, *inputs):
 def report(name, ordinary, ghost, *inputs, per_layer=True, claim=""):
     """Print FLOPs and parameters of a network and of its ghost network, for one pass of `inputs`.
 
-    Raises ValueError where both are one network or, for the layers, where one alone is wrapped.
+    `claim` is printed behind the reductions. Raises ValueError where both are one network or, for
+    the layers, where one alone is wrapped.
     """
     ghosts = {layer: m for layer, m in ghost.named_modules() if isinstance(m, GhostModule)}
     if ordinary is ghost or not set(ghosts.values()).isdisjoint(ordinary.modules()):
@@ -1006,7 +1007,7 @@ def main():
 
 def run_as_script(main):
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A console may lack a path's letters.
+        # A console may lack letters of a path, and a log shows each line at once.
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
