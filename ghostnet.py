@@ -555,9 +555,9 @@ class Trainer:
 # ---------- runs and their files
 # A run is a set of constants with a name of its own. It is saved to a file and goes on from it.
 HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # accuracies in percent
-ADDED_LATER = {"padding": 4}  # constants that older files lack, as they were trained
+ADDED_LATER = {"padding": 4}  # what older files lack: the value in their training
 SAVE_SECONDS = 10  # shortest time between saves; on a fast GPU an epoch takes less than a save
-FIRST_PROCESS = os.environ.get("RANK", "0") == "0"  # of torchrun's, the one that reports
+FIRST_PROCESS = os.environ.get("RANK", "0") == "0"  # the one of torchrun's that reports
 
 
 def check_constants(constants):
