@@ -63,7 +63,8 @@ def test_the_tables_of_comparisons_in_the_readme_are_those_that_comparison_py_pr
     on_epyc = times["gr_cosine-cheap_weight_decay0.0005"]
     on_h200 = times["gr_multistep-cheap_weight_decay0.0005"]
     assert f"takes {min(on_h200):.1f} s on an H200 without other runs" in README
-    assert f"{median(on_epyc):.0f} s on a 2-core AMD EPYC ({sum(on_epyc) / 3600:.1f} hours" in README
+    hours = sum(on_epyc) / 3600
+    assert f"{median(on_epyc):.0f} s on a 2-core AMD EPYC ({hours:.1f} hours" in README
     share = comparison.low_pass_share(CHECKPOINTS["gr_cosine"].network("cpu"))
     assert f"{share:.0%} of the kernels are low-pass" in " ".join(README.split())
 
