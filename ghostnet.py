@@ -146,6 +146,8 @@ class GhostModule(nn.Module):
     stride = of_primary_conv("stride")
     padding = of_primary_conv("padding")
     dilation = of_primary_conv("dilation")
+    transposed = of_primary_conv("transposed")
+    output_padding = of_primary_conv("output_padding")
     groups = of_primary_conv("groups")
     padding_mode = of_primary_conv("padding_mode")
 
@@ -189,11 +191,12 @@ class GhostModule(nn.Module):
 def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
     """Replace every dense nn.Conv2d of `model` by a GhostModule, in place, and return the model.
 
-    Weights start anew. A bias is dropped where a batch norm follows in the same nn.Sequential.
-    Left alone are convolutions that are grouped, frozen, hooked (pruned, say), subclassed, share
-    their weight or would be no cheaper as ghosts, and what to `keep`: names of layers or blocks,
-    or a function of a name and its convolution. Raises ValueError, the model unchanged, for bad
-    arguments, a lazy convolution or nothing to replace.
+    Weights start anew; notes on a layer, as `layer.index = 3`, stay. A bias is dropped where a
+    batch norm follows in the same nn.Sequential. Left alone are convolutions that are grouped,
+    frozen, hooked or with a hooked weight (pruned, say), patched (another forward), extended (a
+    buffer, say), subclassed, share their weight or would be no cheaper as ghosts, and what to
+    `keep`: names of layers or blocks, or a function of a name and its convolution. Raises
+    ValueError, the model unchanged, for bad arguments, a lazy convolution or nothing to replace.
     """
     kept = modules_to_keep(model, keep)
     holders = Counter()  # number of modules that hold a parameter
@@ -203,17 +206,20 @@ def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
         # A subclass with a forward of its own may run its layers in another order.
         if getattr(type(module), "forward", None) is nn.Sequential.forward:
             for layer, next_layer in pairwise(module):
-                if isinstance(next_layer, nn.BatchNorm2d):
+                if isinstance(next_layer, nn.modules.batchnorm._BatchNorm):  # the base of all
                     normalized.add(layer)
     ghosts = {}
     for conv in model.modules():
         if type(conv) not in (nn.Conv2d, nn.LazyConv2d) or conv.groups > 1 or conv in kept:
             continue
         size = conv.weight.numel()  # raises ValueError for a lazy convolution
-        hooked = any(hooks for name, hooks in vars(conv).items() if name.endswith("_hooks"))
+        hooks = [conv.weight._backward_hooks, conv.weight._post_accumulate_grad_hooks]
+        hooks += [value for name, value in vars(conv).items() if name.endswith("_hooks")]
+        patched = vars(conv).keys() & {"forward", "_conv_forward"}
+        extended = conv._modules or conv._buffers or conv._parameters.keys() - {"weight", "bias"}
         frozen = not conv.weight.requires_grad
         shared = holders[conv.weight] > 1
-        if hooked or frozen or shared:
+        if any(hooks) or patched or extended or frozen or shared:
             continue
         bias = conv.bias is not None and conv not in normalized
         ghost = ghost_like(conv, bias, ratio, dw_kernel_size)
@@ -223,8 +229,9 @@ def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
     if not ghosts:
         raise ValueError("the model holds no dense nn.Conv2d to replace by a cheaper ghost module")
     for conv, ghost in ghosts.items():
-        # The object itself becomes the ghost module, for all that hold it: lists, attributes.
-        conv.__class__, conv.__dict__ = GhostModule, vars(ghost)
+        # The object itself becomes the ghost, for all that hold it, and keeps what they noted.
+        notes = {n: value for n, value in vars(conv).items() if n not in vars(ghost.primary_conv)}
+        conv.__class__, conv.__dict__ = GhostModule, notes | vars(ghost)
     return model
 
 
@@ -812,7 +819,7 @@ def report(name, ordinary, ghost, *inputs, per_layer=True, claim=""):
     """Print FLOPs and parameters of a network and of its ghost network, for one pass of `inputs`.
 
     `claim` is printed behind the reductions. Raises ValueError where both are one network or, for
-    the layers, where one alone is wrapped.
+    the layers, where one alone is wrapped or compiled.
     """
     ghosts = {layer: m for layer, m in ghost.named_modules() if isinstance(m, GhostModule)}
     if ordinary is ghost or not set(ghosts.values()).isdisjoint(ordinary.modules()):
@@ -821,7 +828,7 @@ def report(name, ordinary, ghost, *inputs, per_layer=True, claim=""):
     ghost_counts = count(ghost, *inputs)
     if per_layer:
         if not ghosts.keys() <= ordinary_counts.keys() & ghost_counts.keys():
-            raise ValueError("layers have other names: pass the networks themselves")
+            raise ValueError("names differ: pass the networks themselves, not wrapped or compiled")
         for layer in ghosts:
             flops, params = ordinary_counts[layer]
             ghost_flops, ghost_params = ghost_counts[layer]

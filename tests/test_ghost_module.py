@@ -121,13 +121,13 @@ def test_shape_and_attributes_are_those_of_a_convolution(geometry, padding_mode)
     module = GhostModule(3, 15, groups=3, padding_mode=padding_mode, **geometry)
     x = torch.rand(2, 3, 9, 8)
     assert module(x).shape == conv(x).shape
-    assert module.out_channels == conv.out_channels
     names = [name for name in module.state_dict() if name.endswith("weight")]
     assert names == ["primary_conv.weight", "cheap_operation.weight"]
-    for name in (
-        "in_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
-    ):
+    public = {name for name in vars(conv) if not name.startswith("_")}
+    assert {"in_channels", "transposed", "output_padding"} < public
+    for name in public:
         assert getattr(module, name) == getattr(conv, name), name
+    for name in public - {"out_channels", "training"}:
         setattr(module.primary_conv, name, "another")
         assert getattr(module, name) == "another", name
         with pytest.raises(AttributeError):

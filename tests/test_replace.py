@@ -148,15 +148,31 @@ def sharing_weight(conv, layer):
     return nn.Sequential(conv, layer)
 
 
-HOOKED = nn.Conv2d(8, 8, 3)
-HOOKED.register_forward_hook(lambda *_: None)
+def changed(change):
+    conv = nn.Conv2d(8, 8, 3)
+    change(conv)
+    return conv
+
+
+def tiled(x, weight, bias):
+    return nn.functional.conv2d(nn.functional.pad(x, (1, 1, 1, 1), "circular"), weight, bias)
+
+
 LEFT_ALONE = {
     "grouped": nn.Conv2d(8, 8, 3, groups=2),
     "subclass": type("Special", (nn.Conv2d,), {})(8, 8, 3),
     "ghost": GhostModule(8, 8, 3),
     "frozen": nn.Conv2d(8, 8, 3).requires_grad_(False),
     "frozen backbone": torchvision.models.squeezenet1_1().features.requires_grad_(False),
-    "hooked": HOOKED,
+    "hooked": changed(lambda conv: conv.register_forward_hook(lambda *_: None)),
+    "weight hooked": changed(lambda conv: conv.weight.register_hook(lambda grad: grad)),
+    "weight hooked, after accumulation": changed(
+        lambda conv: conv.weight.register_post_accumulate_grad_hook(lambda weight: None)),
+    "another forward": changed(lambda conv: setattr(conv, "forward", lambda x: x)),
+    "another _conv_forward": changed(lambda conv: setattr(conv, "_conv_forward", tiled)),
+    "with a buffer": changed(lambda conv: conv.register_buffer("mask", torch.ones(3, 3))),
+    "with a part": changed(lambda conv: setattr(conv, "adapter", nn.Conv2d(8, 2, 1))),
+    "with a parameter": changed(lambda conv: setattr(conv, "gain", nn.Parameter(torch.ones(8)))),
     "spectral_norm": spectral_norm(nn.Conv2d(8, 8, 3)),
     "parametrized": parametrizations.weight_norm(nn.Conv2d(8, 8, 3)),
     "pruned": prune.random_unstructured(nn.Conv2d(8, 8, 3), "weight", 0.5),
@@ -207,14 +223,53 @@ def test_arguments_and_all_but_the_weights_reach_the_ghost():
     assert ghost.padding_mode == ghost.cheap_operation.padding_mode == "reflect"
 
 
+class FromConfiguration(nn.Module):
+    """Its layers know their number and where their input comes from."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.ReLU())
+        for number, layer in enumerate(self.layers):
+            layer.i, layer.f, layer.type = number, number - 1, "Conv"
+
+    def forward(self, x):
+        outputs = {-1: x}
+        for layer in self.layers:
+            outputs[layer.i] = layer(outputs[layer.f])
+        return outputs[layer.i]
+
+
+def test_what_is_noted_on_a_layer_stays_on_its_ghost():
+    model = FromConfiguration()
+    model.layers[0].ratio = "a note that has the name of what a ghost module needs"
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model):
+        ghost = pickle.loads(pickle.dumps(replace_conv_with_ghost(copied)))
+        assert ghosts(ghost) == ["layers.0", "layers.1"]
+        assert ghost(IMAGE).shape == (1, 8, 4, 4)
+        assert [layer.type for layer in ghost.layers] == 3 * ["Conv"]
+        assert ghost.layers[0].ratio == 2
+
+
+def test_a_convolution_compiled_in_place_becomes_a_compiled_ghost():
+    conv = nn.Conv2d(3, 8, 3)
+    conv.compile(backend="eager")
+    conv(IMAGE)
+    ghost = replace_conv_with_ghost(conv)
+    torch.testing.assert_close(ghost(IMAGE), ghost.forward(IMAGE))
+    assert ghost._compiled_call_impl is not None
+
+
 OwnForward = type("OwnForward", (nn.Sequential,), {"forward": lambda self, x: self[0](self[1](x))})
 
 
 @pytest.mark.parametrize("block, kept", [
     (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), False),
+    (nn.Sequential(nn.Conv2d(3, 8, 3), nn.SyncBatchNorm(8)), False),
+    (nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyBatchNorm2d()), False),
     (torchvision.ops.Conv2dNormActivation(3, 8, bias=True), False),
     (nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU()), False),
     (nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8)), True),
+    (nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8)), True),
     (nn.ModuleList([nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)]), True),
     (OwnForward(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), True),
 ])
@@ -267,11 +322,20 @@ def test_report_lists_every_replaced_layer_and_the_totals(capsys):
     assert capsys.readouterr().out == out[out.index("measuring"):]
 
 
+def with_a_compiled_block(model):
+    model = copy.deepcopy(model)
+    model[1] = torch.compile(model[1], backend="eager")
+    return model
+
+
 @pytest.mark.parametrize("wrap", [
-    nn.DataParallel, AveragedModel, lambda model: torch.compile(model, backend="eager"),
+    nn.DataParallel,
+    AveragedModel,
+    lambda model: torch.compile(model, backend="eager"),
+    with_a_compiled_block,
 ])
 def test_report_counts_networks_that_are_wrapped_alike_and_refuses_one_alone(wrap, capsys):
-    ordinary = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    ordinary = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3)))
     ghost = replace_conv_with_ghost(copy.deepcopy(ordinary))
     report("tiny", ordinary, ghost, IMAGE, per_layer=False)
     expected = capsys.readouterr().out
