@@ -63,9 +63,9 @@ def main() -> None:
     print(ghostnet.markdown(rows))
     rows = [
         ("convolutions", "loss"),
-        ("ordinary", f"{first_loss(False):,.4g}"),
-        ("all replaced", f"{first_loss(True):,.4g}"),
-        ("all but the predicting ones replaced", f"{first_loss(True, PREDICTING):,.4g}"),
+        ("ordinary", f"{first_loss(False):,.1f}"),
+        ("all replaced", f"{first_loss(True):,.1f}"),
+        ("all but the predicting ones replaced", f"{first_loss(True, PREDICTING):,.1f}"),
     ]
     print("\n**First loss of retinanet_resnet50_fpn**\n")
     print(ghostnet.markdown(rows))
