@@ -248,6 +248,7 @@ def test_what_is_noted_on_a_layer_stays_on_its_ghost():
         assert ghost(IMAGE).shape == (1, 8, 4, 4)
         assert [layer.type for layer in ghost.layers] == 3 * ["Conv"]
         assert ghost.layers[0].ratio == 2
+        assert vars(ghost.layers[1]).keys() - vars(GhostModule(8, 8, 3)) == {"i", "f", "type"}
 
 
 def test_a_convolution_compiled_in_place_becomes_a_compiled_ghost():
