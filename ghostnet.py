@@ -124,9 +124,8 @@ class Arguments:
 
 # ---------- ghost module
 def of_primary_conv(name):
-    """A property of a ghost module that reads an attribute of its primary convolution."""
-    attribute = property(lambda ghost: getattr(ghost.primary_conv, name))
-    return torch.jit.unused(attribute)  # torch.jit.script cannot compile it
+    """A property that reads an attribute of the primary convolution; torch.jit.script skips it."""
+    return torch.jit.unused(property(lambda ghost: getattr(ghost.primary_conv, name)))
 
 
 class GhostModule(nn.Module):
@@ -191,12 +190,13 @@ class GhostModule(nn.Module):
 def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
     """Replace every dense nn.Conv2d of `model` by a GhostModule, in place, and return the model.
 
-    Weights start anew; notes on a layer, as `layer.index = 3`, stay. A bias is dropped where a
-    batch norm follows in the same nn.Sequential. Left alone are convolutions that are grouped,
-    frozen, hooked or with a hooked weight (pruned, say), patched (another forward), extended (a
-    buffer, say), subclassed, share their weight or would be no cheaper as ghosts, and what to
-    `keep`: names of layers or blocks, or a function of a name and its convolution. Raises
-    ValueError, the model unchanged, for bad arguments, a lazy convolution or nothing to replace.
+    Weights start anew; attributes of your own, as `layer.index = 3`, stay. A bias is dropped where
+    a batch norm follows in the same nn.Sequential. Left alone are convolutions that are grouped,
+    frozen, subclassed, hooked (on the layer, as pruned ones are, or on a parameter), patched
+    (another forward) or extended (a buffer, say), share their weight or would be no cheaper as
+    ghosts, and what to `keep`: names of layers or blocks, or a function of a name and its
+    convolution. Raises ValueError, the model unchanged, for bad arguments, a lazy convolution or
+    nothing to replace.
     """
     kept = modules_to_keep(model, keep)
     holders = Counter()  # number of modules that hold a parameter
@@ -213,9 +213,10 @@ def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
         if type(conv) not in (nn.Conv2d, nn.LazyConv2d) or conv.groups > 1 or conv in kept:
             continue
         size = conv.weight.numel()  # raises ValueError for a lazy convolution
-        hooks = [conv.weight._backward_hooks, conv.weight._post_accumulate_grad_hooks]
-        hooks += [value for name, value in vars(conv).items() if name.endswith("_hooks")]
-        patched = vars(conv).keys() & {"forward", "_conv_forward"}
+        hooks = [p._backward_hooks or p._post_accumulate_grad_hooks for p in conv.parameters()]
+        hooks += [v for n, v in vars(conv).items() if n.endswith("_hooks") and isinstance(v, dict)]
+        own = [nn.Conv2d.forward.__get__(conv), nn.Conv2d._conv_forward.__get__(conv)]
+        patched = [conv.forward, conv._conv_forward] != own  # equal where a library put them back
         extended = conv._modules or conv._buffers or conv._parameters.keys() - {"weight", "bias"}
         frozen = not conv.weight.requires_grad
         shared = holders[conv.weight] > 1
@@ -227,10 +228,11 @@ def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
         if sum(p.numel() for p in ghost.parameters()) < size + bias * conv.out_channels:
             ghosts[conv] = ghost
     if not ghosts:
-        raise ValueError("the model holds no dense nn.Conv2d to replace by a cheaper ghost module")
+        raise ValueError("no dense nn.Conv2d to replace: the docstring says what is left alone")
     for conv, ghost in ghosts.items():
         # The object itself becomes the ghost, for all that hold it, and keeps what they noted.
-        notes = {n: value for n, value in vars(conv).items() if n not in vars(ghost.primary_conv)}
+        left_out = {*vars(ghost.primary_conv), *ghost._modules, "forward", "_conv_forward"}
+        notes = {name: note for name, note in vars(conv).items() if name not in left_out}
         conv.__class__, conv.__dict__ = GhostModule, notes | vars(ghost)
     return model
 
@@ -253,12 +255,11 @@ def modules_to_keep(model, keep):
 
 def ghost_like(conv, bias, ratio, dw_kernel_size):
     """A new ghost module with the shape, device, dtype and mode of a convolution."""
-    ghost = GhostModule(
+    return GhostModule(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
         conv.dilation, conv.groups, bias, conv.padding_mode, conv.weight.device, conv.weight.dtype,
         ratio=ratio, dw_kernel_size=dw_kernel_size,
-    )
-    return ghost.train(conv.training)
+    ).train(conv.training)
 
 
 # ---------- networks
@@ -811,7 +812,9 @@ def count(model, *inputs):
         for child, counted in children.items():
             add(f"{name}.{child}" if name else child, *counted)
 
-    add("", *thop.profile(model, inputs=inputs, verbose=False, ret_layer_info=True))
+    with torch.compiler.set_stance("force_eager"):  # thop counts some compiled layers twice
+        counted = thop.profile(model, inputs=inputs, verbose=False, ret_layer_info=True)
+    add("", *counted)
     return counts
 
 
@@ -819,7 +822,7 @@ def report(name, ordinary, ghost, *inputs, per_layer=True, claim=""):
     """Print FLOPs and parameters of a network and of its ghost network, for one pass of `inputs`.
 
     `claim` is printed behind the reductions. Raises ValueError where both are one network or, for
-    the layers, where one alone is wrapped or compiled.
+    the layers, where their names differ, as where one alone is wrapped.
     """
     ghosts = {layer: m for layer, m in ghost.named_modules() if isinstance(m, GhostModule)}
     if ordinary is ghost or not set(ghosts.values()).isdisjoint(ordinary.modules()):
@@ -827,7 +830,7 @@ def report(name, ordinary, ghost, *inputs, per_layer=True, claim=""):
     ordinary_counts = count(ordinary, *inputs)
     ghost_counts = count(ghost, *inputs)
     if per_layer:
-        if not ghosts.keys() <= ordinary_counts.keys() & ghost_counts.keys():
+        if not ghosts.keys() <= ordinary_counts.keys():
             raise ValueError("names differ: pass the networks themselves, not wrapped or compiled")
         for layer in ghosts:
             flops, params = ordinary_counts[layer]

@@ -168,10 +168,11 @@ LEFT_ALONE = {
     "weight hooked": changed(lambda conv: conv.weight.register_hook(lambda grad: grad)),
     "weight hooked, after accumulation": changed(
         lambda conv: conv.weight.register_post_accumulate_grad_hook(lambda weight: None)),
+    "bias hooked": changed(lambda conv: conv.bias.register_hook(lambda grad: grad)),
     "another forward": changed(lambda conv: setattr(conv, "forward", lambda x: x)),
     "another _conv_forward": changed(lambda conv: setattr(conv, "_conv_forward", tiled)),
     "with a buffer": changed(lambda conv: conv.register_buffer("mask", torch.ones(3, 3))),
-    "with a part": changed(lambda conv: setattr(conv, "adapter", nn.Conv2d(8, 2, 1))),
+    "with a part": changed(lambda conv: setattr(conv, "adapter", nn.Linear(8, 8))),
     "with a parameter": changed(lambda conv: setattr(conv, "gain", nn.Parameter(torch.ones(8)))),
     "spectral_norm": spectral_norm(nn.Conv2d(8, 8, 3)),
     "parametrized": parametrizations.weight_norm(nn.Conv2d(8, 8, 3)),
@@ -241,22 +242,35 @@ class FromConfiguration(nn.Module):
 
 def test_what_is_noted_on_a_layer_stays_on_its_ghost():
     model = FromConfiguration()
-    model.layers[0].ratio = "a note that has the name of what a ghost module needs"
+    for name in ("ratio", "primary_conv", "number_of_hooks", "nan_hooks"):  # a ghost's own win
+        setattr(model.layers[0], name, torch.ones(3))
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model):
         ghost = pickle.loads(pickle.dumps(replace_conv_with_ghost(copied)))
         assert ghosts(ghost) == ["layers.0", "layers.1"]
         assert ghost(IMAGE).shape == (1, 8, 4, 4)
         assert [layer.type for layer in ghost.layers] == 3 * ["Conv"]
         assert ghost.layers[0].ratio == 2
+        assert (ghost.layers[0].nan_hooks == 1).all()
         assert vars(ghost.layers[1]).keys() - vars(GhostModule(8, 8, 3)) == {"i", "f", "type"}
+
+
+@pytest.mark.parametrize("name", ["forward", "_conv_forward"])
+def test_a_convolution_whose_forward_was_put_back_is_replaced(name):
+    conv = nn.Conv2d(3, 8, 3)
+    forward = getattr(conv, name)
+    setattr(conv, name, tiled)
+    setattr(conv, name, forward)
+    ghost = replace_conv_with_ghost(conv)
+    assert ghost(IMAGE).shape == (1, 8, 6, 6)
 
 
 def test_a_convolution_compiled_in_place_becomes_a_compiled_ghost():
     conv = nn.Conv2d(3, 8, 3)
     conv.compile(backend="eager")
-    conv(IMAGE)
+    x = torch.rand(1, 3, 8, 8)
+    conv(x)
     ghost = replace_conv_with_ghost(conv)
-    torch.testing.assert_close(ghost(IMAGE), ghost.forward(IMAGE))
+    torch.testing.assert_close(ghost(x), ghost.forward(x))
     assert ghost._compiled_call_impl is not None
 
 
@@ -329,6 +343,12 @@ def with_a_compiled_block(model):
     return model
 
 
+def compiled_in_place(model):
+    model = copy.deepcopy(model)
+    model.compile(backend="eager")
+    return model
+
+
 @pytest.mark.parametrize("wrap", [
     nn.DataParallel,
     AveragedModel,
@@ -336,11 +356,13 @@ def with_a_compiled_block(model):
     with_a_compiled_block,
 ])
 def test_report_counts_networks_that_are_wrapped_alike_and_refuses_one_alone(wrap, capsys):
-    ordinary = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3)))
+    ordinary = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3)), nn.Linear(4, 4))
     ghost = replace_conv_with_ghost(copy.deepcopy(ordinary))
     report("tiny", ordinary, ghost, IMAGE, per_layer=False)
     expected = capsys.readouterr().out
     report("tiny", wrap(ordinary), wrap(ghost), IMAGE, per_layer=False)
+    assert capsys.readouterr().out == expected
+    report("tiny", ordinary, compiled_in_place(ghost), IMAGE, per_layer=False)
     assert capsys.readouterr().out == expected
     with pytest.raises(ValueError, match="pass the networks themselves"):
         report("tiny", ordinary, wrap(ghost), IMAGE)
