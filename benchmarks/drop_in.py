@@ -21,7 +21,7 @@ PREDICTING = ("head.classification_head.cls_logits", "head.regression_head.bbox_
 
 
 def activation_bytes(model: nn.Module, images: torch.Tensor) -> int:
-    """Bytes of all that a forward pass saves for the backward pass, but for the model's own."""
+    """Bytes of all that a forward pass saves for the backward pass but the model's own tensors."""
     saved = {}
 
     def save(tensor):

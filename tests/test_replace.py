@@ -242,7 +242,7 @@ class FromConfiguration(nn.Module):
 
 def test_what_is_noted_on_a_layer_stays_on_its_ghost():
     model = FromConfiguration()
-    for name in ("ratio", "primary_conv", "number_of_hooks", "nan_hooks"):  # a ghost's own win
+    for name in ("ratio", "primary_conv", "my_hooks"):  # a ghost has the first two itself
         setattr(model.layers[0], name, torch.ones(3))
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model):
         ghost = pickle.loads(pickle.dumps(replace_conv_with_ghost(copied)))
@@ -250,7 +250,7 @@ def test_what_is_noted_on_a_layer_stays_on_its_ghost():
         assert ghost(IMAGE).shape == (1, 8, 4, 4)
         assert [layer.type for layer in ghost.layers] == 3 * ["Conv"]
         assert ghost.layers[0].ratio == 2
-        assert (ghost.layers[0].nan_hooks == 1).all()
+        assert (ghost.layers[0].my_hooks == 1).all()
         assert vars(ghost.layers[1]).keys() - vars(GhostModule(8, 8, 3)) == {"i", "f", "type"}
 
 
