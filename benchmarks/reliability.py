@@ -11,6 +11,7 @@ list of runs. The tests do the same a few times.
 
 import contextlib
 import io
+import math
 import pickle
 import random
 import shutil
@@ -147,12 +148,20 @@ def foreign_files(whole: Path) -> dict[str, bytes]:
         "an unknown constant": {"constants": {**constants, "dropout": 0.5}},
         "more epochs than there are": {"history": {name: 9 * history[name] for name in history}},
         "no epochs": {"history": {name: [] for name in history}},
-        "a ragged history": {"history": {**history, "loss": [1.0, 1.0, 1.0]}},
+        "a ragged history": {"history": {**history, "seconds": [1.0, 1.0, 1.0]}},
+        "an infinite loss": {"history": {**history, "loss": [math.inf]}},
         "a nested history": {"history": {name: [history[name]] for name in history}},
         "no numbers": {"model": {name: t * float("nan") for name, t in fields["model"].items()}},
         "code in a known place": {"trained_on": Bomb()},
         "one field more": {"more": 1},
     }
+    momentum = fields["momentum"]
+    if momentum:  # of a run that is not finished
+        changed |= {
+            "no momentum": {"momentum": {}},
+            "momentum of another shape": {"momentum": dict.fromkeys(momentum, torch.ones(1))},
+            "infinite momentum": {"momentum": {name: t + math.inf for name, t in momentum.items()}},
+        }
     saved = {"a tensor": torch.zeros(3), "weights alone": fields["model"]}
     for name, change in changed.items():
         saved[name] = {**fields, **change}

@@ -1,12 +1,36 @@
 """The data set on the device, against torchvision's own transforms and the real files."""
 
+from unittest import mock
+
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.functional as tv
 from few import few_images
 from PIL import Image
+from tiny import published
+from torchvision.datasets import CIFAR10
 
 import ghostnet
+
+
+def normalized(picture):
+    tensor = tv.to_tensor(picture)
+    return tv.normalize(tensor, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+
+
+def test_the_sets_are_torchvisions_and_a_network_is_tested_on_normalized_test_images(tiny_data):
+    with mock.patch.multiple(CIFAR10, **published(tiny_data)):
+        data = ghostnet.Cifar10(tiny_data, torch.device("cpu"))
+        train, test = CIFAR10(tiny_data, train=True), CIFAR10(tiny_data, train=False)
+    assert torch.equal(data.train_images, torch.from_numpy(train.data))
+    assert data.train_labels.tolist() == train.targets
+    answers = torch.tensor(test.targets)
+    answers[:5] = (answers[:5] + 1) % 10
+    model = mock.Mock(return_value=F.one_hot(answers, 10))
+    assert ghostnet.evaluate(model, data) == 75  # 15 of 20
+    (images,) = model.call_args.args
+    torch.testing.assert_close(images, torch.stack([normalized(picture) for picture, _ in test]))
 
 
 @pytest.mark.parametrize("padding", [0, 1, 4])
@@ -22,9 +46,7 @@ def test_every_crop_and_mirror_equals_torchvisions(padding):
         picture = tv.crop(tv.pad(original, padding), top, left, 32, 32)
         if mirrored:
             picture = tv.hflip(picture)
-        theirs = tv.to_tensor(picture)
-        theirs = tv.normalize(theirs, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours, normalized(picture), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("padding", [0, 4])

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import sys
-from unittest import mock
 
 import matplotlib.image
 import pytest
@@ -197,20 +196,6 @@ def test_the_bare_command_trains_reports_and_draws(script):
         assert width > 1.5 * height > 600
 
 
-def test_a_run_of_one_epoch_is_a_point_in_the_curves_and_a_longer_one_a_line(tmp_path):
-    checkpoints = {}
-    for epochs in (1, 2):
-        history = {name: epochs * [90.0] for name in ghostnet.HISTORY}
-        run = ghostnet.Checkpoint(ghostnet.Constants(), history, "", {}, {})
-        checkpoints[f"run {epochs}"] = run
-    with mock.patch("matplotlib.figure.Figure.savefig", autospec=True) as savefig:
-        ghostnet.draw_curves(checkpoints, tmp_path / "curves.png")
-    for axes in savefig.call_args.args[0].axes:
-        point, line = axes.lines[:2]
-        assert (point.get_marker(), len(point.get_xdata())) == ("o", 1)
-        assert (line.get_marker(), line.get_linestyle()) == ("None", "-")
-
-
 def test_the_paper_s_claim_stands_only_below_its_own_ratio(script):
     script.edit("ratio: int = 2  #", "ratio: int = 4  #")
     done = script.call("resnet32", "--epochs", 1, quick=False)
@@ -228,6 +213,25 @@ def test_what_is_known_is_shown_before_what_is_missing_is_trained(script):
     places = [done.stdout.index(part) for part in parts]
     assert places == sorted(places)
     assert re.search(r"epoch 1/2, loss .* s, \d:\d\d:\d\d left$", done.stdout, re.M)
+
+
+def test_a_finished_run_is_tested_now_and_shown_once(script):
+    command = ("resnet32", "--epochs", 1)
+    script.call(*command)
+    path = script.checkpoints / "resnet32-epochs1.pth"
+    fields = torch.load(path)
+    fields["history"]["test_accuracy"] = [12.34]  # not of 20 images
+    torch.save(fields, path)
+    out = script.call(*command).stdout
+    assert re.search(r"test accuracy \d+\.00% now, 12\.34% when trained\n", out)
+    assert out.count("| resnet32-epochs1 ") == 1
+
+
+def test_a_run_is_trained_in_the_precision_that_is_asked_for(script):
+    out = script.call("resnet32", "--epochs", 1, "--precision", "float16").stdout
+    hardware = ghostnet.read_checkpoint(script.checkpoints / "resnet32-epochs1.pth").trained_on
+    assert ", torch.float16, " in hardware
+    assert f"{hardware}\n" in out
 
 
 def test_the_backend_of_a_notebook_and_a_users_own_style_change_nothing(script, tmp_path):

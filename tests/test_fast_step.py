@@ -27,6 +27,14 @@ def two_epochs(device, precision, cuda_graph):
     return weights(trainer.model) - start, losses
 
 
+def addresses(trainer):
+    """Where the tensors lie that a recorded step reads and writes."""
+    tensors = [trainer.lr, trainer.plan, trainer.tally, *trainer.momentum.values()]
+    tensors += [group["lr"] for group in trainer.optimizer.param_groups]
+    tensors += trainer.model.state_dict().values()
+    return [tensor.data_ptr() for tensor in tensors]
+
+
 @pytest.fixture
 def events(monkeypatch):
     """Sizes of the plain steps, and what is recorded and replayed: by a stand-in, on the CPU."""
@@ -39,9 +47,11 @@ def events(monkeypatch):
 
     def record(trainer):
         def replay():
+            assert addresses(trainer) == recorded
             events.append("replayed")
             step(trainer, trainer.plan)
 
+        recorded = addresses(trainer)
         events.append("recorded")
         trainer.graph = mock.Mock(replay=replay)
 
@@ -127,6 +137,17 @@ def test_a_step_that_overflows_float16_changes_no_weight_and_halves_the_scale(mo
     trainer.step(trainer.data.epoch_plan(4)[:16])
     assert torch.equal(weights(trainer.model), start)
     assert trainer.scaler.get_scale() == 2.0**39
+
+
+@pytest.mark.parametrize("native, best", [(True, BFLOAT16), (False, FLOAT32)])
+def test_a_cpu_trains_in_bfloat16_where_it_is_native_and_in_what_is_asked_for(
+    monkeypatch, native, best
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    assert ghostnet.pick_hardware(Arguments(device="cpu")) == (CPU, best)
+    for asked in (BFLOAT16, FLOAT16, FLOAT32):
+        arguments = Arguments(device="cpu", precision=str(asked).removeprefix("torch."))
+        assert ghostnet.pick_hardware(arguments) == (CPU, asked)
 
 
 @pytest.mark.parametrize("native, given", [(True, BFLOAT16), (False, FLOAT16)])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ghostnet import Constants, GhostModule, build_network, count
+from ghostnet import GhostModule, count
 
 GEOMETRIES = {
     "3x3": {"kernel_size": 3, "padding": 1},
@@ -19,7 +19,7 @@ GEOMETRIES = {
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 @pytest.mark.parametrize("ratio", [1, 2, 3, 5])
 @pytest.mark.parametrize("d", [1, 3, 5])
-@pytest.mark.parametrize("groups, out_channels", [(1, 1), (1, 7), (1, 12), (3, 15)])
+@pytest.mark.parametrize("groups, out_channels", [(1, 1), (1, 7), (1, 12), (3, 6), (3, 15)])
 def test_output_is_intrinsic_maps_and_their_ghosts(geometry, ratio, d, groups, out_channels):
     options = {**geometry, "groups": groups}
     module = GhostModule(3, out_channels, ratio=ratio, dw_kernel_size=d, **options).double()
@@ -42,28 +42,6 @@ def test_output_is_intrinsic_maps_and_their_ghosts(geometry, ratio, d, groups, o
     torch.testing.assert_close(module(x[0]), expected[0])  # without a batch dimension
     last = torch.channels_last
     assert module.to(memory_format=last)(x.to(memory_format=last)).is_contiguous(memory_format=last)
-
-
-@pytest.mark.parametrize("network, ratio, d, size, flops", [
-    ("resnet56", 1, 3, 855_770, "127.927M"),
-    ("resnet56", 2, 3, 439_914, "67.505M"),
-    ("resnet56", 5, 3, 198_646, "34.977M"),
-    ("resnet56", 10, 5, 156_203, "32.110M"),  # two layers stay, which ghosts would make dearer
-    ("resnet56", 20, 5, 118_890, "24.146M"),  # one
-    ("vgg16", 1, 3, 14_990_922, "314.570M"),
-    ("vgg16", 2, 1, 7_633_578, "158.110M"),
-    ("vgg16", 2, 3, 7_650_474, "159.216M"),
-    ("vgg16", 2, 5, 7_684_266, "161.427M"),
-    ("vgg16", 2, 7, 7_734_314, "164.024M"),  # the first layer stays
-    ("vgg16", 3, 3, 5_218_440, "108.346M"),
-    ("vgg16", 5, 3, 3_269_625, "66.771M"),
-])
-def test_network_has_the_known_counts(network, ratio, d, size, flops):
-    with torch.device("meta"):
-        model = build_network(Constants(network=network, ratio=ratio, dw_kernel_size=d))
-        counted = count(model, torch.zeros(1, 3, 32, 32))[""]
-    assert sum(parameter.numel() for parameter in model.parameters()) == size
-    assert (f"{counted[0] / 1e6:.3f}M", counted[1]) == (flops, size)
 
 
 @pytest.mark.parametrize("s", [2, 3, 4])

@@ -1,5 +1,6 @@
 """Kills, full disks, damaged files, several processes, odd commands: nothing is lost."""
 
+import contextlib
 import fcntl
 import itertools
 import os
@@ -7,12 +8,15 @@ import random
 import re
 import resource
 import shutil
+from dataclasses import replace
 
 import pytest
 import reliability
 import torch
 from tiny import Script, files
 from torchvision.datasets import CIFAR10
+
+import ghostnet
 
 RUN = ("resnet32", "--epochs", 1)
 HALF = ("resnet32", "--epochs", 2, "--batch-size", 25)  # two steps an epoch
@@ -170,12 +174,16 @@ def test_processes_share_a_first_start_and_a_list_of_runs_and_train_each_once(sc
     assert done.returncode == 0, done.stderr
     assert f"{bad} is no checkpoint" in done.stderr
     assert done.stdout.count(": epoch 1/1") == 2
-    assert done.stdout.count("results:") == 2  # of one process, for two networks
+    # One of the processes reports: on two networks, and on what three runs are.
+    assert done.stdout.count("results:") == 2
+    assert done.stdout.count(" is resnet32 with ") == 3
 
 
-def test_a_locked_run_is_passed_over(known):
-    with open(known.checkpoints / ".resnet56-epochs1.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def test_a_locked_run_is_passed_over_and_a_finished_one_tested_without_its_lock(known):
+    with contextlib.ExitStack() as stack:
+        for run in ("resnet56-epochs1", "resnet32-epochs1"):
+            lock = stack.enter_context(open(known.checkpoints / f".{run}.lock", "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
         done = known.call("resnet56", "resnet32", "--epochs", 1)
     assert (done.returncode, done.stderr) == (0, "")
     assert "resnet56-epochs1: passed over, another process is training it" in done.stdout
@@ -239,6 +247,23 @@ resnet101; ../gr_cosine; 0.1; --frehs; --lr=0.1=0.2; --network alexnet; --networ
 """
 
 
+CHANGED = {
+    "network": "vgg16", "ratio": 3, "dw_kernel_size": 5, "schedule": "multistep",
+    "milestones": (1, 2), "epochs": 30, "lr": 0.05, "momentum": 0.8, "weight_decay": 1e-4,
+    "cheap_weight_decay": 5e-4, "batch_size": 64, "padding": 2, "seed": 1,
+}
+
+
+def test_every_constant_that_is_changed_is_in_the_name_of_the_run():
+    assert CHANGED.keys() == vars(ghostnet.Constants()).keys()
+    for key, value in CHANGED.items():
+        option = "--" + key.replace("_", "-")
+        words = str(value).strip("()").split(", ")
+        runs = reliability.try_command_line(["gr_cosine", option, *words])
+        expected = replace(ghostnet.Constants(), **{key: value})
+        assert runs == {f"gr_cosine-{key}{'_'.join(words)}": expected}
+
+
 def test_any_command_line_is_runs_with_names_of_their_own_or_a_refusal():
     attempts = list(reliability.command_lines(40, random.Random(0)))
     assert len({what for what, _ in attempts}) == 2
@@ -248,7 +273,7 @@ def test_any_command_line_is_runs_with_names_of_their_own_or_a_refusal():
 
 
 ODD = {
-    "epochs: int = 200": ["epochs: int = 0", 'epochs: int = "two"', "epochs: int = 2.5"],
+    "epochs: int = 1 ": ["epochs: int = 0 ", 'epochs: int = "two" ', "epochs: int = 2.5 "],
     "lr: float = 0.1": ['lr: float = float("nan")', "lr: float = None"],
     "dw_kernel_size: int = 3  #": ["dw_kernel_size: int = 4  #"],
     '= "resnet56"': ['= "resnet20"'],
@@ -260,6 +285,7 @@ ODD = {
 
 @pytest.mark.filterwarnings("ignore:The field")  # of tyro, about the types
 def test_an_odd_constant_is_refused(script):
+    script.edit("epochs: int = 200", "epochs: int = 1")  # what is not refused trains no longer
     text = script.path.read_text()
     for old, odd in ODD.items():
         for new in odd:

@@ -285,6 +285,7 @@ OwnForward = type("OwnForward", (nn.Sequential,), {"forward": lambda self, x: se
     (nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU()), False),
     (nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8)), True),
     (nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8)), True),
+    (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8)), True),
     (nn.ModuleList([nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)]), True),
     (OwnForward(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), True),
 ])
@@ -335,6 +336,16 @@ def test_report_lists_every_replaced_layer_and_the_totals(capsys):
     assert totals == [round(value, 2) for value in expected]
     report("resnet-18", ordinary, ghost, x, per_layer=False)
     assert capsys.readouterr().out == out[out.index("measuring"):]
+
+
+def test_a_layer_that_is_used_twice_is_one_line_with_the_cost_of_both(capsys):
+    conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+    model = nn.Sequential(conv, nn.ReLU(), conv)
+    report("twice", model, replace_conv_with_ghost(copy.deepcopy(model)), torch.zeros(1, 8, 64, 64))
+    lines = capsys.readouterr().out.splitlines()
+    # At 2 * 4,096 positions: 8 * 8 * 9 weights become 4 * 8 * 9 + 4 * 9.
+    assert lines[0] == "0: flops 4.72M -> 2.65M, params 576 -> 324"
+    assert lines[1] == "measuring standard twice..."
 
 
 def with_a_compiled_block(model):

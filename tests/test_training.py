@@ -1,5 +1,6 @@
 """Training against plain torch, what a run's file holds, and which constants a run can have."""
 
+import contextlib
 import copy
 import math
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 import ghostnet
-from ghostnet import Constants, Trainer, UserError
+from ghostnet import Arguments, Checkpoint, Constants, Trainer, UserError
 
 CPU = torch.device("cpu")
 SMALL = Constants(network="resnet32", epochs=3, batch_size=16, lr=0.01, seed=3)
@@ -28,26 +29,10 @@ def small(monkeypatch):
     return SMALL
 
 
-@pytest.mark.parametrize("network", ["resnet56", "vgg16"])
-def test_convolutions_of_a_new_network_have_he_s_standard_deviation(network):
-    """sqrt(2 / fan_in), inside ghost modules too; a lone ghost module has torch's, as nn.Conv2d."""
-    torch.manual_seed(0)
-    convolutions = 0
-    for layer in ghostnet.build_network(Constants(network=network)).modules():
-        if isinstance(layer, nn.Conv2d):
-            convolutions += 1
-            fan_in = layer.weight[0].numel()
-            margin = 5 / math.sqrt(2 * layer.weight.numel())  # five standard errors
-            std = layer.weight.square().mean().sqrt().item()
-            assert std == pytest.approx(math.sqrt(2 / fan_in), rel=margin)
-    assert convolutions == {"resnet56": 2 * 57, "vgg16": 2 * 13}[network]
-    alone = ghostnet.GhostModule(64, 64, 3).primary_conv.weight
-    assert alone.std().item() == pytest.approx(1 / math.sqrt(3 * 9 * 64), rel=0.05)
-
-
-def train_an_epoch(path, constants, data):
-    """Train until another epoch would begin, as a run that is killed there."""
-    rates = mock.Mock(side_effect=[constants.lr, KeyboardInterrupt])
+def train_an_epoch(path, constants, data, number=1):
+    """Train the epoch of this number until another one would begin, as a run that is killed."""
+    rate = ghostnet.learning_rate(constants, number)
+    rates = mock.Mock(side_effect=[rate, KeyboardInterrupt])
     with mock.patch.object(ghostnet, "learning_rate", rates), pytest.raises(KeyboardInterrupt):
         train(path, constants, data)
 
@@ -123,6 +108,55 @@ def test_half_precision_trains_as_float32_does(small, precision):
     assert epoch(precision) == pytest.approx(exact, rel=0.02)
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_run_computes_in_its_precision_until_it_tests_what_its_file_holds(
+    monkeypatch, tmp_path, precision
+):
+    computed = []
+
+    def watch(model, _images, logits):
+        computed.append((model.training, logits.dtype))
+
+    def watched_network(constants):
+        model = small_network(constants)
+        model.register_forward_hook(watch)
+        return model
+
+    monkeypatch.setattr(ghostnet, "build_network", watched_network)
+    train(tmp_path / "run.pth", replace(SMALL, epochs=2), few_images(), precision)
+    steps = 3 * [(True, precision)]
+    assert computed == [*steps, (False, precision), *steps, (False, torch.float32)]
+
+
+def test_a_run_is_saved_after_its_first_and_its_last_epoch_and_between_them_at_times(
+    small, tmp_path, monkeypatch
+):
+    saved = []
+    monkeypatch.setattr(Checkpoint, "save", lambda run, _path: saved.append(run.epochs))
+    train(tmp_path / "run.pth", small, few_images())
+    assert saved == [1, 3]
+    saved.clear()
+    monkeypatch.setattr(ghostnet, "SAVE_SECONDS", 0)
+    train(tmp_path / "run.pth", small, few_images())
+    assert saved == [1, 2, 3]
+
+
+def test_a_run_that_another_process_finished_before_the_lock_was_taken_is_not_trained(
+    small, tmp_path, monkeypatch
+):
+    path = tmp_path / "run.pth"
+
+    @contextlib.contextmanager
+    def lock(*_, **__):
+        train(path, small, few_images())
+        monkeypatch.setattr(ghostnet, "train", mock.Mock(side_effect=UserError("trained again")))
+        yield
+
+    monkeypatch.setattr(ghostnet.filelock, "FileLock", lock)
+    arguments = Arguments(checkpoint_dir=tmp_path)
+    assert ghostnet.finish_and_test("run", small, few_images(), torch.float32, arguments)
+
+
 def test_a_seed_repeats_a_run_and_every_seed_and_epoch_draws_anew(small, tmp_path):
     losses = []
     for number, seed in enumerate((0, 0, 1)):
@@ -134,25 +168,25 @@ def test_a_seed_repeats_a_run_and_every_seed_and_epoch_draws_anew(small, tmp_pat
 
 
 @pytest.mark.parametrize("network", ["resnet32", "vgg16"])  # the second has dropout
-def test_a_run_that_goes_on_elsewhere_is_the_same_and_names_each_place_once(tmp_path, network):
+def test_a_run_that_goes_on_elsewhere_and_back_is_the_same_and_names_each_place_once(
+    tmp_path, network
+):
     constants = replace(SMALL, network=network)
     whole = train(tmp_path / "whole.pth", constants, few_images())
-    with mock.patch.object(ghostnet, "hardware_name", return_value="Tesla T4"):
-        train_an_epoch(tmp_path / "parts.pth", constants, few_images())
-    assert ghostnet.read_checkpoint(tmp_path / "parts.pth").epochs == 1
+    path = tmp_path / "parts.pth"
+    train_an_epoch(path, constants, few_images(), number=1)
     torch.manual_seed(99)  # as another process may find it
-    fields = torch.load(tmp_path / "parts.pth", weights_only=True)
-    torch.save({**fields, "momentum": {}}, tmp_path / "without.pth")
-    with pytest.raises(UserError, match="is no checkpoint"):
-        ghostnet.read_checkpoint(tmp_path / "without.pth")
-    parts = train(tmp_path / "parts.pth", constants, few_images())
+    with mock.patch.object(ghostnet, "hardware_name", return_value="Tesla T4"):
+        train_an_epoch(path, constants, few_images(), number=2)
+    torch.manual_seed(99)
+    parts = train(path, constants, few_images())
     for name in ("loss", "train_accuracy", "test_accuracy"):
         assert parts.history[name] == whole.history[name]
     for name, tensor in whole.model.items():
         assert torch.equal(parts.model[name], tensor)
     how = f"torch.float32, torch {torch.__version__}"
     assert whole.trained_on == f"{ghostnet.hardware_name(CPU)}, {how}"
-    assert parts.trained_on == f"Tesla T4, {how}; {whole.trained_on}"
+    assert parts.trained_on == f"{whole.trained_on}; Tesla T4, {how}"
 
 
 def test_a_finished_file_is_float16_and_its_accuracy_that_of_the_file(tmp_path, monkeypatch):
@@ -162,8 +196,9 @@ def test_a_finished_file_is_float16_and_its_accuracy_that_of_the_file(tmp_path, 
     nn.init.zeros_(model[1].bias)
     model[1].bias.data[:3] = torch.tensor([1, 1 + 2**-10, 1 + 2**-10 + 1e-5])
     monkeypatch.setattr(ghostnet, "build_network", lambda _constants: copy.deepcopy(model))
-    data = few_images(test=600)  # more than one batch of the evaluation
-    data.test_labels = torch.tensor([0] * 300 + [1] * 180 + [2] * 120)
+    data = few_images(test=600)  # of the second class in the evaluation's batches: 90, 60, 30
+    labels = 160 * [0] + 90 * [1] + 190 * [0] + 60 * [1] + 70 * [2] + 30 * [1]
+    data.test_labels = torch.tensor(labels)
     path = tmp_path / "run.pth"
     run = train(path, replace(SMALL, epochs=1, lr=1e-9), data, torch.bfloat16)
     assert run.accuracy == 30

@@ -1,0 +1,87 @@
+"""The networks against torchvision's, the paper's counts and He's initialization."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.testing import assert_close
+
+import ghostnet
+from ghostnet import Constants, GhostModule, build_network, count
+
+
+@pytest.mark.parametrize("in_channels, stride", [(16, 1), (8, 2)])
+def test_a_block_computes_what_torchvisions_does(in_channels, stride):
+    ours = ghostnet.BasicBlock(in_channels, 16)
+    projection = copy.deepcopy(ours.shortcut)
+    theirs = torchvision.models.resnet.BasicBlock(in_channels, 16, stride, projection)
+    state = {name.replace("shortcut", "downsample"): t for name, t in ours.state_dict().items()}
+    theirs.load_state_dict(state)
+    x = torch.randn(2, in_channels, 8, 8)
+    assert_close(ours(x), theirs(x))
+
+
+def test_a_resnet_classifies_by_the_mean_of_each_map():
+    model = ghostnet.ResNet(8)
+    x = torch.randn(2, 3, 32, 32)
+    maps = model.blocks(F.relu(model.bn1(model.conv1(x))))
+    assert maps.shape == (2, 64, 8, 8)
+    means = F.adaptive_avg_pool2d(maps, 1).flatten(1)
+    assert_close(model(x), F.linear(means, model.fc.weight, model.fc.bias))
+
+
+def test_the_features_of_vgg16_are_torchvisions_and_dropout_precedes_its_linear_layers():
+    ours = ghostnet.VGG16()
+    theirs = torchvision.models.vgg16_bn(num_classes=1).features
+    theirs.load_state_dict(ours.features.state_dict())
+    x = torch.randn(4, 3, 32, 32)
+    features = theirs(x).flatten(1)
+    assert_close(ours.features(x).flatten(1), features)
+    hidden, last = ours.classifier[1], ours.classifier[4]
+    torch.manual_seed(0)
+    logits = ours.classifier(features)
+    torch.manual_seed(0)
+    assert_close(logits, last(F.dropout(F.relu(hidden(F.dropout(features, 0.5))), 0.5)))
+
+
+@pytest.mark.parametrize("network, ratio, d, size, flops", [
+    ("resnet56", 1, 3, 855_770, "127.927M"),
+    ("resnet56", 2, 3, 439_914, "67.505M"),
+    ("resnet56", 5, 3, 198_646, "34.977M"),
+    ("resnet56", 10, 5, 156_203, "32.110M"),  # two layers stay, which ghosts would make dearer
+    ("resnet56", 20, 5, 118_890, "24.146M"),  # one
+    ("vgg16", 1, 3, 14_990_922, "314.570M"),
+    ("vgg16", 2, 1, 7_633_578, "158.110M"),
+    ("vgg16", 2, 3, 7_650_474, "159.216M"),
+    ("vgg16", 2, 5, 7_684_266, "161.427M"),
+    ("vgg16", 2, 7, 7_734_314, "164.024M"),  # the first layer stays
+    ("vgg16", 3, 3, 5_218_440, "108.346M"),
+    ("vgg16", 5, 3, 3_269_625, "66.771M"),
+])
+def test_network_has_the_known_counts(network, ratio, d, size, flops):
+    with torch.device("meta"):
+        model = build_network(Constants(network=network, ratio=ratio, dw_kernel_size=d))
+        counted = count(model, torch.zeros(1, 3, 32, 32))[""]
+    assert sum(parameter.numel() for parameter in model.parameters()) == size
+    assert (f"{counted[0] / 1e6:.3f}M", counted[1]) == (flops, size)
+
+
+@pytest.mark.parametrize("network", ["resnet56", "vgg16"])
+def test_convolutions_of_a_new_network_have_he_s_standard_deviation(network):
+    """sqrt(2 / fan_in), inside ghost modules too; a lone ghost module has torch's, as nn.Conv2d."""
+    torch.manual_seed(0)
+    convolutions = 0
+    for layer in build_network(Constants(network=network)).modules():
+        if isinstance(layer, nn.Conv2d):
+            convolutions += 1
+            fan_in = layer.weight[0].numel()
+            margin = 5 / math.sqrt(2 * layer.weight.numel())  # five standard errors
+            std = layer.weight.square().mean().sqrt().item()
+            assert std == pytest.approx(math.sqrt(2 / fan_in), rel=margin)
+    assert convolutions == {"resnet56": 2 * 57, "vgg16": 2 * 13}[network]
+    alone = GhostModule(64, 64, 3).primary_conv.weight
+    assert alone.std().item() == pytest.approx(1 / math.sqrt(3 * 9 * 64), rel=0.05)
