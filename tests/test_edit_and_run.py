@@ -43,15 +43,10 @@ def test_an_edited_constant_trains_a_run_of_its_own_and_edited_back_finds_the_sh
     assert "instead of" not in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "run", "difference"),
-    [
-        ("ratio: int = 2  #", "ratio: int = 3  #", "ratio3-epochs1", "ratio 3 instead of 2"),
-        ("lr: float = 0.1", "lr: float = 0.05", "epochs1-lr0.05", "lr 0.05 instead of 0.1"),
-        ('= "resnet56"', '= "resnet32"', "networkresnet32-epochs1", "network resnet32 instead"),
-        ("padding: int = 4", "padding: int = 0", "epochs1-padding0", "padding 0 instead of 4"),
-    ],
-)
+@pytest.mark.parametrize("old, new, run, difference", [
+    ("ratio: int = 2  #", "ratio: int = 3  #", "ratio3-epochs1", "ratio 3 instead of 2"),
+    ("padding: int = 4", "padding: int = 0", "epochs1-padding0", "padding 0 instead of 4"),
+])
 def test_every_edit_is_named_and_announced(shipped, old, new, run, difference):
     before = files(shipped.checkpoints)
     shipped.edit(*EPOCHS)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,26 @@ def test_the_features_of_vgg16_are_torchvisions_and_dropout_precedes_its_linear_
     logits = ours.classifier(features)
     torch.manual_seed(0)
     assert_close(logits, last(F.dropout(F.relu(hidden(F.dropout(features, 0.5))), 0.5)))
+
+
+RESNET, VGG = "ghost-resnet56", "ghost-vgg16"
+ARCHITECTURES = {
+    "gr_cosine": RESNET, "gr_multistep": RESNET, "gv_cosine": VGG,
+    "resnet32": "resnet32", "resnet56": "resnet56", "vgg16": "vgg16",
+    "gv_d1": f"{VGG} d=1", "gv_d5": f"{VGG} d=5", "gv_d7": f"{VGG} d=7",
+    "gv_s3": f"{VGG} s=3", "gv_s4": f"{VGG} s=4", "gv_s5": f"{VGG} s=5",
+    "gr_s3": f"{RESNET} s=3", "gr_s5": f"{RESNET} s=5",
+    "gr_s10": f"{RESNET} s=10 d=5", "gr_s20": f"{RESNET} s=20 d=5",
+}  # fmt: skip
+
+
+def test_experiments_are_the_papers_networks_and_sweeps_in_one_recipe_and_two_schedules():
+    experiments = ghostnet.EXPERIMENTS
+    assert {name: run.architecture for name, run in experiments.items()} == ARCHITECTURES
+    for name, run in experiments.items():
+        recipe = replace(run, network="resnet56", ratio=2, dw_kernel_size=3)
+        schedule = "multistep" if name == "gr_multistep" else "cosine"
+        assert recipe == Constants(schedule=schedule)
 
 
 @pytest.mark.parametrize("network, ratio, d, size, flops", [

@@ -89,6 +89,7 @@ def test_curves_are_the_test_accuracy_and_the_loss_of_each_run_by_epoch(tmp_path
     ghostnet.draw_curves(checkpoints, tmp_path / "curves.png")
     accuracy, loss = figures["curves.png"].axes
     assert (accuracy.get_ylabel(), loss.get_ylabel()) == ("test accuracy (%)", "training loss")
+    assert (accuracy.get_yscale(), loss.get_yscale()) == ("linear", "log")
     drawn = {line.get_label(): list(line.get_ydata()) for line in accuracy.lines}
     assert drawn == {
         "a: 62.00%": [50.0, 62.0], "b: 59.00%": [60.0, 61.0, 59.0], "point: 90.00%": [90.0],
@@ -104,3 +105,5 @@ def test_curves_are_the_test_accuracy_and_the_loss_of_each_run_by_epoch(tmp_path
     assert colors[:3] == [line.get_color() for line in loss.lines]
     assert colors[3] == colors[0]
     assert accuracy.get_ylim()[0] <= 54  # the lowest last accuracy is in sight
+    (legend,) = figures["curves.png"].legends
+    assert [text.get_text() for text in legend.get_texts()] == list(drawn)
