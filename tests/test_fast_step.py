@@ -143,6 +143,7 @@ def test_a_step_that_overflows_float16_changes_no_weight_and_halves_the_scale(mo
 def test_a_cpu_trains_in_bfloat16_where_it_is_native_and_in_what_is_asked_for(
     monkeypatch, native, best
 ):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and not what is asked for
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     assert ghostnet.pick_hardware(Arguments(device="cpu")) == (CPU, best)
     for asked in (BFLOAT16, FLOAT16, FLOAT32):

@@ -64,7 +64,7 @@ def test_below_each_intrinsic_map_are_a_kernel_and_the_ghost_that_it_makes(tmp_p
     assert numpy.array_equal(pixels(view), image)
     label = ghostnet.CLASSES[data.test_labels[ghostnet.PICTURE_IMAGE]]
     assert view.get_title() == f"test image {ghostnet.PICTURE_IMAGE}: {label}"
-    model = checkpoint.network("cpu")
+    model = checkpoint.network("cpu").eval()
     with torch.inference_mode():  # the second ghost module, of 6 intrinsic maps and 10 ghosts
         x = model.bn1(model.conv1(data.normalize(image[None]))).relu()
         maps = model.blocks[0].conv1(x)[0].numpy()

@@ -277,6 +277,11 @@ def test_a_convolution_compiled_in_place_becomes_a_compiled_ghost():
 OwnForward = type("OwnForward", (nn.Sequential,), {"forward": lambda self, x: self[0](self[1](x))})
 
 
+def patched(block):
+    block.forward = lambda x: block[0](block[1](x))
+    return block
+
+
 @pytest.mark.parametrize("block, kept", [
     (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), False),
     (nn.Sequential(nn.Conv2d(3, 8, 3), nn.SyncBatchNorm(8)), False),
@@ -288,6 +293,7 @@ OwnForward = type("OwnForward", (nn.Sequential,), {"forward": lambda self, x: se
     (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8)), True),
     (nn.ModuleList([nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)]), True),
     (OwnForward(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), True),
+    (patched(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))), True),
 ])
 def test_bias_is_kept_except_before_a_batch_norm_in_a_sequential(block, kept):
     ghost = replace_conv_with_ghost(block)[0]
