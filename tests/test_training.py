@@ -129,45 +129,44 @@ def test_a_run_computes_in_its_precision_until_it_tests_what_its_file_holds(
     assert computed == [*steps, (False, precision), *steps, (False, torch.float32)]
 
 
-def test_an_epoch_s_line_and_history_are_its_numbers_and_the_time_of_training_and_test(
-    small, tmp_path, monkeypatch, capsys
-):
-    clock = SimpleNamespace(now=0.0)
+@pytest.fixture
+def clock(small, monkeypatch):
+    """The clock of runs whose every epoch takes 5 seconds to train and 1 to test."""
+    clock = SimpleNamespace(now=0)
 
     def epoch(*_):
-        clock.now += 3600
+        clock.now += 5
         return 0.5, 90.0
 
     def evaluate(*_):
-        clock.now += 60
+        clock.now += 1
         return 80.0
 
     monkeypatch.setattr(Trainer, "epoch", epoch)
     monkeypatch.setattr(ghostnet, "evaluate", evaluate)
     monkeypatch.setattr(ghostnet, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    run = train(tmp_path / "run.pth", small, few_images())
-    numbers = {"loss": 0.5, "train_accuracy": 90.0, "test_accuracy": 80.0, "seconds": 3660.0}
+    return clock
+
+
+def test_an_epoch_s_numbers_are_printed_and_kept(clock, tmp_path, capsys):
+    run = train(tmp_path / "run.pth", SMALL, few_images())
+    numbers = {"loss": 0.5, "train_accuracy": 90.0, "test_accuracy": 80.0, "seconds": 6}
     assert run.history == {name: 3 * [number] for name, number in numbers.items()}
-    numbers = "loss 0.5000, train 90.00%, test 80.00%, 3660.0 s"
     assert capsys.readouterr().out.splitlines() == [
         "run: training from epoch 1",
-        f"run: epoch 1/3, {numbers}, 2:02:00 left",
-        f"run: epoch 2/3, {numbers}, 1:01:00 left",
-        f"run: epoch 3/3, {numbers}, 0:00:00 left",
+        "run: epoch 1/3, loss 0.5000, train 90.00%, test 80.00%, 6.0 s, 0:00:12 left",
+        "run: epoch 2/3, loss 0.5000, train 90.00%, test 80.00%, 6.0 s, 0:00:06 left",
+        "run: epoch 3/3, loss 0.5000, train 90.00%, test 80.00%, 6.0 s, 0:00:00 left",
     ]
 
 
-def test_a_run_is_saved_after_its_first_and_its_last_epoch_and_between_them_at_times(
-    small, tmp_path, monkeypatch
+def test_a_run_is_saved_after_its_first_and_last_epoch_and_between_every_ten_seconds(
+    clock, tmp_path, monkeypatch
 ):
     saved = []
     monkeypatch.setattr(Checkpoint, "save", lambda run, _path: saved.append(run.epochs))
-    train(tmp_path / "run.pth", small, few_images())
-    assert saved == [1, 3]
-    saved.clear()
-    monkeypatch.setattr(ghostnet, "SAVE_SECONDS", 0)
-    train(tmp_path / "run.pth", small, few_images())
-    assert saved == [1, 2, 3]
+    train(tmp_path / "run.pth", replace(SMALL, epochs=4), few_images())
+    assert saved == [1, 3, 4]
 
 
 def test_a_run_that_another_process_finished_before_the_lock_was_taken_is_not_trained(
