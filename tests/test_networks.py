@@ -103,6 +103,8 @@ def test_convolutions_of_a_new_network_have_he_s_standard_deviation(network):
             margin = 5 / math.sqrt(2 * layer.weight.numel())  # five standard errors
             std = layer.weight.square().mean().sqrt().item()
             assert std == pytest.approx(math.sqrt(2 / fan_in), rel=margin)
+        elif isinstance(layer, nn.Linear):  # torch's own
+            assert layer.weight.abs().max() <= 1 / math.sqrt(layer.in_features)
     assert convolutions == {"resnet56": 2 * 57, "vgg16": 2 * 13}[network]
     alone = GhostModule(64, 64, 3).primary_conv.weight
     assert alone.std().item() == pytest.approx(1 / math.sqrt(3 * 9 * 64), rel=0.05)
