@@ -159,9 +159,10 @@ def test_a_gpu_trains_in_the_best_precision_that_it_does_not_emulate(monkeypatch
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device := mock.Mock())
     monkeypatch.setenv("LOCAL_RANK", "3")  # processes take the GPUs in turn
     assert ghostnet.pick_hardware(Arguments()) == (torch.device("cuda", 1), given)
+    set_device.assert_called_once_with(torch.device("cuda", 1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device cuda is not there"):
         ghostnet.pick_hardware(Arguments(device="cuda"))

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
@@ -83,6 +84,12 @@ def test_an_epoch_is_plain_sgd_with_nesterov_momentum_and_two_weight_decays(smal
     assert (loss, accuracy) == pytest.approx((losses / 40, 100 * hits / 40), rel=1e-5)
     moved = weights(model) - start
     assert (weights(trainer.model) - weights(model)).norm() < 1e-4 * moved.norm()
+
+
+def test_the_steps_of_an_epoch_move_a_bar_on_a_terminal(small, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    Trainer(small, few_images(), torch.float32).epoch(1, "a title", cuda_graph=False)
+    assert "a title:   0%|          | 0/3 [" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cheap_weight_decay", [0.0, 5e-4])
