@@ -69,6 +69,15 @@ def test_experiments_are_the_papers_networks_and_sweeps_in_one_recipe_and_two_sc
         assert recipe == Constants(schedule=schedule)
 
 
+def test_the_accuracies_beside_ours_are_those_of_the_papers_tables():
+    expected = {"resnet56": 93.0, RESNET: 92.7, "vgg16": 93.6, VGG: 93.7}
+    for d, accuracy in {1: 93.5, 5: 93.4, 7: 93.1}.items():
+        expected[f"{VGG} d={d}"] = accuracy
+    for s, accuracy in {3: 93.4, 4: 93.0, 5: 92.9}.items():
+        expected[f"{VGG} s={s}"] = accuracy
+    assert expected == ghostnet.PAPER
+
+
 @pytest.mark.parametrize("network, ratio, d, size, flops", [
     ("resnet56", 1, 3, 855_770, "127.927M"),
     ("resnet56", 2, 3, 439_914, "67.505M"),

@@ -92,21 +92,6 @@ def test_the_steps_of_an_epoch_move_a_bar_on_a_terminal(small, monkeypatch, caps
     assert "a title:   0%|          | 0/3 [" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("cheap_weight_decay", [0.0, 5e-4])
-def test_without_a_gradient_a_step_shrinks_all_but_the_cheap_kernels(cheap_weight_decay):
-    constants = replace(SMALL, weight_decay=5e-4, cheap_weight_decay=cheap_weight_decay)
-    trainer = Trainer(constants, few_images(), torch.float32)
-    before = copy.deepcopy(dict(trainer.model.named_parameters()))
-    with mock.patch.object(F, "cross_entropy", lambda logits, labels: 0 * logits.sum()):
-        trainer.step(trainer.data.epoch_plan(4)[:16])
-    for name, parameter in trainer.model.named_parameters():
-        decay = 5e-4
-        if parameter.shape[1:] == (1, 3, 3):  # depthwise
-            decay = cheap_weight_decay
-        expected = before[name] * (1 - 0.01 * decay * 1.9)  # the step and its momentum
-        torch.testing.assert_close(parameter, expected, rtol=2e-7, atol=0)
-
-
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_half_precision_trains_as_float32_does(small, precision):
     def epoch(precision):
