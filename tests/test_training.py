@@ -93,12 +93,16 @@ def test_the_steps_of_an_epoch_move_a_bar_on_a_terminal(small, monkeypatch, caps
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_half_precision_trains_as_float32_does(small, precision):
+def test_half_precision_trains_as_float32_does_and_has_its_loss_in_float32(
+    small, precision, monkeypatch
+):
     def epoch(precision):
         return Trainer(small, few_images(), precision).epoch(1, "", cuda_graph=False)
 
     exact = epoch(torch.float32)
+    monkeypatch.setattr(F, "cross_entropy", loss := mock.Mock(wraps=F.cross_entropy))
     assert epoch(precision) == pytest.approx(exact, rel=0.02)
+    assert [call.args[0].dtype for call in loss.call_args_list] == 3 * [torch.float32]
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16, torch.float32])
