@@ -1,5 +1,6 @@
 """The step as a CUDA graph, by a stand-in or on a GPU by a real one; precision and loss scale."""
 
+import platform
 from types import SimpleNamespace
 from unittest import mock
 
@@ -149,6 +150,12 @@ def test_a_cpu_trains_in_bfloat16_where_it_is_native_and_in_what_is_asked_for(
     for asked in (BFLOAT16, FLOAT16, FLOAT32):
         arguments = Arguments(device="cpu", precision=str(asked).removeprefix("torch."))
         assert ghostnet.pick_hardware(arguments) == (CPU, asked)
+
+
+def test_a_cpu_is_named_where_there_is_no_cpuinfo(monkeypatch):
+    monkeypatch.setattr(ghostnet.Path, "exists", lambda _: False)  # as on a Mac
+    threads = f"{torch.get_num_threads()} threads"
+    assert ghostnet.hardware_name(CPU) == f"{platform.machine()} CPU, {threads}"
 
 
 @pytest.mark.parametrize("native, given", [(True, BFLOAT16), (False, FLOAT16)])
