@@ -23,42 +23,29 @@ def shipped(script):
     return script
 
 
-def test_an_edited_constant_trains_a_run_of_its_own_and_edited_back_finds_the_shipped_one(shipped):
+def test_edited_constants_train_a_run_of_their_own_and_edited_back_find_the_shipped_one(shipped):
     before = files(shipped.checkpoints)
-    shipped.edit(*EPOCHS)
+    edits = EPOCHS, ("padding: int = 4", "padding: int = 0")
+    for edit in edits:
+        shipped.edit(*edit)
     done = shipped.run("gr_cosine")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "gr_cosine-epochs1 is gr_cosine with epochs 1 instead of 200\n" in done.stdout
-    assert "gr_cosine-epochs1: epoch 1/1, loss" in done.stdout
-    assert files(shipped.checkpoints).keys() - before.keys() == {"gr_cosine-epochs1.pth"}
+    run = "gr_cosine-epochs1-padding0"
+    differences = "epochs 1 instead of 200, padding 0 instead of 4"
+    assert f"{run} is gr_cosine with {differences}\n" in done.stdout
+    assert f"{run}: epoch 1/1, loss" in done.stdout
+    assert files(shipped.checkpoints).keys() - before.keys() == {f"{run}.pth"}
     assert files(shipped.checkpoints).items() >= before.items()
     evaluated = "gr_cosine: test accuracy "
-    assert evaluated in shipped.call("gr_cosine", "--epochs", 200).stdout
+    assert evaluated in shipped.call("gr_cosine", "--epochs", 200, "--padding", 4).stdout
 
-    shipped.edit(*reversed(EPOCHS))
+    for edit in edits:
+        shipped.edit(*reversed(edit))
     done = shipped.call("gr_cosine")
     assert done.returncode == 0
     assert evaluated in done.stdout
     assert ": epoch " not in done.stdout
     assert "instead of" not in done.stdout
-
-
-@pytest.mark.parametrize("old, new, run, difference", [
-    ("ratio: int = 2  #", "ratio: int = 3  #", "ratio3-epochs1", "ratio 3 instead of 2"),
-    ("padding: int = 4", "padding: int = 0", "epochs1-padding0", "padding 0 instead of 4"),
-])
-def test_every_edit_is_named_and_announced(shipped, old, new, run, difference):
-    before = files(shipped.checkpoints)
-    shipped.edit(*EPOCHS)
-    shipped.edit(old, new)
-    done = shipped.call("gr_cosine")
-    assert (done.returncode, done.stderr) == (0, "")
-    (line,) = [line for line in done.stdout.splitlines() if "instead of" in line]
-    assert line.startswith(f"gr_cosine-{run} is gr_cosine with ")
-    assert difference in line
-    assert "epochs 1 instead of 200" in line
-    assert files(shipped.checkpoints).keys() - before.keys() == {f"gr_cosine-{run}.pth"}
-    assert files(shipped.checkpoints).items() >= before.items()
 
 
 def test_an_edited_experiment_leaves_a_shipped_file_alone_and_is_what_a_new_one_holds(shipped):
@@ -182,9 +169,7 @@ def test_the_bare_command_trains_reports_and_draws(script):
     for run, checkpoint in checkpoints.items():
         accuracy = f"{checkpoint.accuracy:.2f}"
         assert f"{run}: test accuracy {accuracy}% now, {accuracy}% when trained" in done.stdout
-        epoch = rf"{run}: epoch 1/1, loss \d.\d+, train [\d.]+%, test {accuracy}%, [\d.]+ s, 0:0.*"
         row = rf"\| {run} +\| ghost-\w+ +\| 1/1 +\| {accuracy} +\| 9\d.\d +\| [\d.]+M +\| .*"
-        assert [line for line in lines if re.fullmatch(epoch, line)]
         assert [line for line in lines if re.fullmatch(row, line)]
     for picture in ("ghost_visualization.png", "training_curves.png"):
         height, width, _ = matplotlib.image.imread(script.images / picture).shape
@@ -207,7 +192,6 @@ def test_what_is_known_is_shown_before_what_is_missing_is_trained(script):
     parts += ["resnet56-epochs2: test", "resnet32-epochs2: test", "| resnet56-epochs2 "]
     places = [done.stdout.index(part) for part in parts]
     assert places == sorted(places)
-    assert re.search(r"epoch 1/2, loss .* s, \d:\d\d:\d\d left$", done.stdout, re.M)
 
 
 def test_a_finished_run_is_tested_now_and_shown_once(script):
