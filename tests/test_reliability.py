@@ -285,28 +285,22 @@ def test_any_command_line_is_runs_with_names_of_their_own_or_a_refusal():
         assert isinstance(reliability.try_command_line(["resnet56", *words.split()]), str), words
 
 
-ODD = {
-    "epochs: int = 1 ": ["epochs: int = 0 ", 'epochs: int = "two" ', "epochs: int = 2.5 "],
-    "lr: float = 0.1": ['lr: float = float("nan")', "lr: float = None"],
-    "dw_kernel_size: int = 3  #": ["dw_kernel_size: int = 4  #"],
-    '= "resnet56"': ['= "resnet20"'],
-    "padding: int = 4": ["padding: int = -1", "padding: int = 32", "padding: int = None"],
-    '= "cosine"': ['= "linear"'],
-    "(100, 150)": ["100", '("a", "b")'],
-}
-
-
+@pytest.mark.parametrize("old, new", [
+    ("epochs: int = 1 ", 'epochs: int = "two" '),
+    ("lr: float = 0.1", 'lr: float = float("nan")'),
+    ("padding: int = 4", "padding: int = None"),
+    ('= "resnet56"', '= "resnet20"'),
+    ('= "cosine"', '= "linear"'),
+    ("(100, 150)", "100"),
+    ("(100, 150)", '("a", "b")'),
+])
 @pytest.mark.filterwarnings("ignore:The field")  # of tyro, about the types
-def test_an_odd_constant_is_refused(script):
-    script.edit("epochs: int = 200", "epochs: int = 1")  # what is not refused trains no longer
-    text = script.path.read_text()
-    for old, odd in ODD.items():
-        for new in odd:
-            script.edit(old, new)
-            done = script.call("gr_cosine")
-            assert done.returncode == 2, new
-            assert done.stderr.startswith("ghostnet.py: "), new
-            script.path.write_text(text)
+def test_an_odd_constant_is_refused(script, old, new):
+    script.edit("epochs: int = 200", "epochs: int = 1")  # where it is not, soon ended
+    script.edit(old, new)
+    done = script.call("gr_cosine")
+    assert done.returncode == 2
+    assert done.stderr.startswith("ghostnet.py: ")
 
 
 def test_constants_at_their_limits_train(script):

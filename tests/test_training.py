@@ -191,6 +191,14 @@ def test_a_seed_repeats_a_run_and_every_seed_and_epoch_draws_anew(small, tmp_pat
     assert len({round(loss, 4) for loss in losses[0] + losses[2]}) == 6
 
 
+def test_a_seed_repeats_an_initialization_and_every_seed_draws_another(small):
+    def start(seed):
+        return weights(Trainer(replace(small, seed=seed), few_images(), torch.float32).model)
+
+    assert torch.equal(start(0), start(0))
+    assert not torch.equal(start(0), start(1))
+
+
 @pytest.mark.parametrize("network", ["resnet32", "vgg16"])  # the second has dropout
 def test_a_run_that_goes_on_elsewhere_and_back_is_the_same_and_names_each_place_once(
     tmp_path, network
