@@ -134,6 +134,7 @@ def test_a_step_that_overflows_float16_changes_no_weight_and_halves_the_scale(mo
     trainer = Trainer(SMALL, few_images(), FLOAT16)
     start = weights(trainer.model)
     assert trainer.scaler.is_enabled()
+    assert not Trainer(SMALL, few_images(), BFLOAT16).scaler.is_enabled()
     trainer.scaler = torch.amp.GradScaler("cpu", 2.0**40)
     trainer.step(trainer.data.epoch_plan(4)[:16])
     assert torch.equal(weights(trainer.model), start)

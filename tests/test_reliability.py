@@ -192,16 +192,14 @@ def test_a_locked_run_is_passed_over_and_a_finished_one_tested_without_its_lock(
     assert not (known.checkpoints / "resnet56-epochs1.pth").exists()
 
 
-def test_a_disk_without_locks_is_one_line(script, monkeypatch):
-    def fail(*_):
+def test_a_disk_without_locks_is_one_line(known, monkeypatch):
+    def fail(_):
         raise NotImplementedError("no locks here")
 
     monkeypatch.setattr(filelock.FileLock, "_acquire", fail)
-    assert "resnet32-epochs1: no locks here" in complaint(script.call(*RUN))
-    monkeypatch.undo()
-    script.call(*RUN)
-    monkeypatch.setattr(filelock.FileLock, "_acquire", fail)  # now of the pictures
-    assert "no locks here" in complaint(script.call(*RUN))
+    assert "ghostnet.py: no locks here" in complaint(known.call(*RUN))  # of the pictures
+    shutil.rmtree(known.checkpoints)
+    assert "resnet32-epochs1: no locks here" in complaint(known.call(*RUN))
 
 
 def test_complete_data_are_never_written_to(known):
