@@ -139,6 +139,7 @@ def foreign_files(whole: Path) -> dict[str, bytes]:
     fields = torch.load(whole, weights_only=True)
     constants = fields["constants"]
     history = fields["history"]
+    model = fields["model"]
     files = {"empty": b"", "a web page": b"<html>", "code": pickle.dumps(Bomb())}
     for length in (1, 100, len(content) // 2, len(content) - 22, len(content) - 1):
         files[f"cut to {length} bytes"] = content[:length]
@@ -151,7 +152,8 @@ def foreign_files(whole: Path) -> dict[str, bytes]:
         "a ragged history": {"history": {**history, "seconds": [1.0, 1.0, 1.0]}},
         "an infinite loss": {"history": {**history, "loss": [math.inf]}},
         "a nested history": {"history": {name: [history[name]] for name in history}},
-        "no numbers": {"model": {name: t * float("nan") for name, t in fields["model"].items()}},
+        "a weight less": {"model": dict([*model.items()][1:])},
+        "no numbers": {"model": {name: t * math.nan for name, t in model.items()}},
         "code in a known place": {"trained_on": Bomb()},
         "one field more": {"more": 1},
     }
@@ -162,7 +164,7 @@ def foreign_files(whole: Path) -> dict[str, bytes]:
             "momentum of another shape": {"momentum": dict.fromkeys(momentum, torch.ones(1))},
             "infinite momentum": {"momentum": {name: t + math.inf for name, t in momentum.items()}},
         }
-    saved = {"a tensor": torch.zeros(3), "weights alone": fields["model"]}
+    saved = {"a tensor": torch.zeros(3), "weights alone": model}
     for name, change in changed.items():
         saved[name] = {**fields, **change}
     for part in fields:
