@@ -347,9 +347,9 @@ def test_report_lists_every_replaced_layer_and_the_totals(capsys):
 def test_a_layer_that_is_used_twice_is_one_line_with_the_cost_of_both(capsys):
     conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
     model = nn.Sequential(conv, nn.ReLU(), conv)
-    report("twice", model, replace_conv_with_ghost(copy.deepcopy(model)), torch.zeros(1, 8, 64, 64))
+    report("twice", model, replace_conv_with_ghost(copy.deepcopy(model)), torch.zeros(2, 8, 32, 64))
     lines = capsys.readouterr().out.splitlines()
-    # At 2 * 4,096 positions: 8 * 8 * 9 weights become 4 * 8 * 9 + 4 * 9.
+    # Twice in 2 images of 2,048 positions: 8 * 8 * 9 weights become 4 * 8 * 9 + 4 * 9.
     assert lines[0] == "0: flops 4.72M -> 2.65M, params 576 -> 324"
     assert lines[1] == "measuring standard twice..."
 
