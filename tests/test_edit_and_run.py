@@ -1,9 +1,9 @@
 """The script as its user meets it: constants edited and given, what it prints, where it runs."""
 
+import importlib.util
 import os
 import re
 import shutil
-import sys
 
 import matplotlib.image
 import pytest
@@ -230,11 +230,12 @@ def test_the_backend_of_a_notebook_and_a_users_own_style_change_nothing(script, 
     assert {path.name: path.read_bytes() for path in script.images.glob("*.png")} == pictures
 
 
-def test_a_backend_of_a_users_own_stays(script, monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", "pdf")
-    monkeypatch.setitem(sys.modules, "matplotlib_inline", None)  # as where it is not installed
+@pytest.mark.parametrize("backend, found", [("pdf", None), ("module://inline", "a package")])
+def test_a_backend_that_is_there_stays(script, monkeypatch, backend, found):
+    monkeypatch.setenv("MPLBACKEND", backend)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: found)  # of matplotlib_inline
     assert script.call("resnet32", "--epochs", 1).returncode == 0
-    assert os.environ["MPLBACKEND"] == "pdf"
+    assert os.environ["MPLBACKEND"] == backend
 
 
 def test_a_console_needs_no_letters_but_ascii(script):
