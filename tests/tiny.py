@@ -86,7 +86,8 @@ class Script:
         program = Path(__file__).with_name("run_patched.py")
         command = [sys.executable, *launcher, program, patches, self.path]
         command += ["--device", "cpu", *map(str, arguments)]
-        ours = {"OMP_NUM_THREADS": "1", "TINY": str(self.tiny_data)}
+        # Lines come at once because the script writes them so, not because Python is told to.
+        ours = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "", "TINY": str(self.tiny_data)}
         environment = {**os.environ, **ours, **environment}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd="/", env=environment, **pipes)
