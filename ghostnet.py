@@ -203,7 +203,7 @@ def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
     normalized = set()  # layers that a batch norm follows
     for module in model.modules():
         holders.update(module.parameters(recurse=False))
-        # With a forward of its own it may run its layers in another order.
+        # One with a forward of its own may run its layers in another order.
         if getattr(module, "forward", None) == nn.Sequential.forward.__get__(module):
             for layer, next_layer in pairwise(module):
                 if isinstance(next_layer, nn.modules.batchnorm._BatchNorm):  # the base of all

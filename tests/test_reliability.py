@@ -286,7 +286,6 @@ def test_any_command_line_is_runs_with_names_of_their_own_or_a_refusal():
 @pytest.mark.parametrize("old, new", [
     ("epochs: int = 1 ", 'epochs: int = "two" '),
     ("lr: float = 0.1", 'lr: float = float("nan")'),
-    ("padding: int = 4", "padding: int = None"),
     ('= "resnet56"', '= "resnet20"'),
     ('= "cosine"', '= "linear"'),
     ("(100, 150)", "100"),
@@ -299,6 +298,7 @@ def test_an_odd_constant_is_refused(script, old, new):
     done = script.call("gr_cosine")
     assert done.returncode == 2
     assert done.stderr.startswith("ghostnet.py: ")
+    assert "training from epoch" not in done.stdout
 
 
 def test_constants_at_their_limits_train(script):
