@@ -31,7 +31,7 @@ def test_edited_constants_train_a_run_of_their_own_and_edited_back_find_the_ship
     done = shipped.run("gr_cosine")
     assert (done.returncode, done.stderr) == (0, "")
     run = "gr_cosine-epochs1-padding0"
-    assert f"{run} is gr_cosine with epochs 1 instead of 200, padding 0 instead of 4\n" in done.stdout
+    assert f"{run} is gr_cosine with epochs 1 instead of 200, padding 0 instead of 4" in done.stdout
     assert f"{run}: epoch 1/1, loss" in done.stdout
     assert files(shipped.checkpoints).keys() - before.keys() == {f"{run}.pth"}
     assert files(shipped.checkpoints).items() >= before.items()
