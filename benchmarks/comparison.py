@@ -211,14 +211,18 @@ def ghost_runs(checkpoints: dict[str, Checkpoint], prefix: str = "") -> dict[str
 
 
 def ablation(ghosts: dict[str, Checkpoint]) -> str:
-    """The runs that differ in nothing but the batch and the weight decay on the cheap kernels."""
+    """The runs whose constants differ in nothing but the batch and the decay on the cheap kernels.
+
+    The initialization is no constant. Between the two folders it changed together with the batch.
+    """
     alike = {}
     for name, checkpoint in ghosts.items():
         constants = checkpoint.constants
         if constants.cheap_weight_decay in (0, constants.weight_decay):
             the_rest = replace(constants, batch_size=1, cheap_weight_decay=0.0)
             alike.setdefault(the_rest, []).append(name)
-    lines = [("run", "batch", "decay on cheap kernels", "accuracy", "best", "ghosts empty")]
+    columns = "run|batch|decay on cheap kernels|training loss|accuracy|best|ghosts empty"
+    lines = [columns.split("|")]
     for names in alike.values():
         if len(names) > 1:
             for name in names:
@@ -227,6 +231,7 @@ def ablation(ghosts: dict[str, Checkpoint]) -> str:
                     name,
                     constants.batch_size,
                     f"{constants.cheap_weight_decay:g}",
+                    f"{ghosts[name].history['loss'][-1]:.4f}",
                     percent(ghosts[name].accuracy),
                     percent(best_accuracy(ghosts[name])),
                     emptied(ghosts[name].network(CPU)),
