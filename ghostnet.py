@@ -69,6 +69,7 @@ class Constants:
     cheap_weight_decay: float = 0.0  # L2 penalty on the cheap kernels; 5e-4 empties many ghosts
     batch_size: int = 256  # images in a step; an epoch's last step takes the rest
     padding: int = 4  # zero pixels on each side of an image, from which random crops are taken
+    erasing: float = 0.0  # probability that a random rectangle of an image is erased
     seed: int = 0  # seed of the initialization, the data order and the augmentation
 
     @property
@@ -100,6 +101,10 @@ EXPERIMENTS = {
     "gr_s5": Constants(ratio=5),
     "gr_s10": Constants(ratio=10, dw_kernel_size=5),
     "gr_s20": Constants(ratio=20, dw_kernel_size=5),
+    # With random erasing, which is not the paper's training (Zhong et al., arXiv 1708.04896).
+    "gr_erasing": Constants(erasing=0.5),
+    "gv_erasing": Constants(network="vgg16", erasing=0.5),
+    "resnet32_erasing": Constants(network="resnet32", ratio=1, erasing=0.5),
 }
 PICTURE_IMAGE = 12  # index of the test image in the ghost picture: a dog
 PICTURE_MODULE = 1  # index of the ghost module in it; in Ghost-VGG-16 the layer of figure 4
@@ -386,6 +391,31 @@ def load_cifar10(root):
         raise UserError(f"no CIFAR-10 in {root} ({error}): {hint}") from None
 
 
+def draw_rectangles(n, probability):
+    """Draw n rectangles as torchvision's RandomErasing does: top, bottom, left, right; (n, 4).
+
+    Where nothing is to be erased, bottom is top.
+    """
+    sizes = torch.full((2, n), 32)  # heights and widths
+    while (too_large := (sizes >= 32).any(dim=0)).any():
+        missing = int(too_large.sum())
+        area = 32**2 * torch.empty(missing).uniform_(0.02, 0.33)
+        aspect = torch.empty(missing).uniform_(math.log(0.3), math.log(3.3)).exp()
+        sizes[:, too_large] = torch.stack([area * aspect, area / aspect]).sqrt().round().long()
+    top, left = (torch.rand(2, n) * (33 - sizes)).long()
+    height, width = sizes
+    erased = torch.rand(n) < probability
+    return torch.stack([top, top + height * erased, left, left + width], dim=1)
+
+
+def inside(top, bottom, left, right):
+    """Whether each pixel lies in its image's rectangle: (n,) all four -> (n, 1, 32, 32)."""
+    position = torch.arange(32, device=top.device)
+    rows = (position >= top[:, None]) & (position < bottom[:, None])
+    columns = (position >= left[:, None]) & (position < right[:, None])
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
 class Cifar10:
     """CIFAR-10 as uint8 tensors on a device, where batches are cropped, mirrored, normalized."""
 
@@ -399,21 +429,30 @@ class Cifar10:
         self.mean = 255 * torch.tensor(MEAN, device=device).view(3, 1, 1)
         self.std = 255 * torch.tensor(STD, device=device).view(3, 1, 1)
 
-    def epoch_plan(self, padding):
-        """The random choices of an epoch, on the CPU: index, top, left, mirrored or not; (N, 4)."""
+    def epoch_plan(self, padding, erasing):
+        """The random choices of an epoch, on the CPU: index, top, left, mirrored or not; (N, 4).
+
+        With erasing, the edges of each image's rectangle follow: (N, 8).
+        """
         n = len(self.train_images)
         top, left = torch.randint(2 * padding + 1, (2, n))
-        return torch.stack([torch.randperm(n), top, left, torch.randint(2, (n,))], dim=1)
+        plan = torch.stack([torch.randperm(n), top, left, torch.randint(2, (n,))], dim=1)
+        if erasing > 0:
+            plan = torch.cat([plan, draw_rectangles(n, erasing)], dim=1)
+        return plan
 
     def train_batch(self, plan, padding):
         """Augmented images (n, 3, 32, 32) and labels (n,) for n rows of a plan."""
-        index, top, left, mirrored = plan.unbind(1)
+        index, top, left, mirrored, *rectangle = plan.unbind(1)
         padded = F.pad(self.train_images[index], (0, 0, padding, padding, padding, padding))
         crops = padded.unfold(1, 32, 1).unfold(2, 32, 1)  # views: (n, tops, lefts, 3, 32, 32)
         image = torch.arange(len(plan), device=plan.device)
         images = crops[image, top, left].permute(0, 2, 3, 1)
         images = torch.where(mirrored.view(-1, 1, 1, 1) == 1, images.flip(2), images)
-        return self.normalize(images), self.train_labels[index]
+        images = self.normalize(images)
+        if rectangle:
+            images.masked_fill_(inside(*rectangle), 0)  # zero, the mean color
+        return images, self.train_labels[index]
 
     def normalize(self, images):
         """uint8 (n, 32, 32, 3) -> float (n, 3, 32, 32), channels_last, zero mean, unit std."""
@@ -492,7 +531,6 @@ class Trainer:
         self.graph = None  # the step, recorded as a CUDA graph
         # The graph holds the addresses of these tensors: they are changed in place, not replaced.
         self.lr = torch.tensor(constants.lr, device=self.device)
-        self.plan = torch.zeros(constants.batch_size, 4, dtype=torch.long, device=self.device)
         self.tally = torch.zeros(2, device=self.device)  # loss and hits, read once an epoch
         self.momentum = {}  # a tensor for each parameter, by its name
         # Batch norm makes the scale of a ghost irrelevant, so weight decay can empty it unopposed.
@@ -511,7 +549,7 @@ class Trainer:
 
     def step(self, plan):
         # cudnn's search for the fastest kernels takes longer than an epoch's one short batch.
-        torch.backends.cudnn.benchmark = len(plan) == len(self.plan)
+        torch.backends.cudnn.benchmark = len(plan) == self.constants.batch_size
         images, labels = self.data.train_batch(plan, self.constants.padding)
         enabled = self.precision != torch.float32
         with torch.autocast(self.device.type, self.precision, enabled=enabled):
@@ -524,8 +562,9 @@ class Trainer:
         hits = (logits.argmax(1) == labels).sum()
         self.tally += torch.stack([loss.detach() * len(labels), hits])
 
-    def record(self):
+    def record(self, plan):
         """Record the step as a CUDA graph: launching its kernels one by one takes longer."""
+        self.plan = plan.clone()  # each replay reads what it holds then
         self.graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
@@ -537,7 +576,7 @@ class Trainer:
 
     def take_step(self, plan):
         """Take a step, by the graph if it is recorded and the batch is a full one."""
-        if self.graph is None or len(plan) < len(self.plan):
+        if self.graph is None or len(plan) < self.constants.batch_size:
             self.step(plan)
         else:
             self.plan.copy_(plan)
@@ -550,11 +589,11 @@ class Trainer:
         self.model.train()
         self.lr.fill_(learning_rate(self.constants, number))
         self.tally.zero_()
-        plans = self.data.epoch_plan(self.constants.padding).to(self.device)
-        plans = plans.split(self.constants.batch_size)
+        plans = self.data.epoch_plan(self.constants.padding, self.constants.erasing)
+        plans = plans.to(self.device).split(self.constants.batch_size)
         for steps_taken, plan in enumerate(tqdm(plans, title, leave=False, disable=None)):
             if cuda_graph and self.graph is None and steps_taken == RECORD_AFTER:
-                self.record()
+                self.record(plan)
             self.take_step(plan)
         loss, hits = (self.tally / len(self.data.train_labels)).tolist()
         return loss, 100 * hits
@@ -563,7 +602,7 @@ class Trainer:
 # ---------- runs and their files
 # A run is a set of constants with a name of its own. It is saved to a file and goes on from it.
 HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # accuracies in percent
-ADDED_LATER = {"padding": 4}  # what older files lack: the value in their training
+ADDED_LATER = {"padding": 4, "erasing": 0.0}  # what older files lack: the value in their training
 SAVE_SECONDS = 10  # shortest time between saves; on a fast GPU an epoch takes less than a save
 FIRST_PROCESS = os.environ.get("RANK", "0") == "0"  # the one of torchrun's that reports
 
@@ -573,7 +612,8 @@ def check_constants(constants):
     limits = {  # a CPU hangs in the bfloat16 backward pass of a depthwise kernel of 15 or more
         "ratio": (1, 512), "dw_kernel_size": (1, 13), "epochs": (1, 10**5), "lr": (1e-9, 1e9),
         "momentum": (0.0, 0.9999), "weight_decay": (0.0, 1e3), "cheap_weight_decay": (0.0, 1e3),
-        "batch_size": (1, 50_000), "padding": (0, 31), "seed": (0, 2**31 - 1),
+        "batch_size": (1, 50_000), "padding": (0, 31), "erasing": (0.0, 1.0),
+        "seed": (0, 2**31 - 1),
     }
     for name, (low, high) in limits.items():
         value = getattr(constants, name)

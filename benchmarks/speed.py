@@ -144,7 +144,7 @@ class Benchmark:
     def endless_plans(self) -> Iterator[Tensor]:
         """Plans of full batches, drawn as an epoch draws them."""
         while True:
-            plans = self.data.epoch_plan(PADDING).to(self.device).split(BATCH)
+            plans = self.data.epoch_plan(PADDING, erasing=0).to(self.device).split(BATCH)
             yield from plans[:-1]
 
     def trainer(self, constants: ghostnet.Constants) -> ghostnet.Trainer:
@@ -153,7 +153,7 @@ class Benchmark:
         if self.cuda:
             for _ in range(WARM):
                 trainer.step(next(self.plans))
-            trainer.record()
+            trainer.record(next(self.plans))
         return trainer
 
     def recorded(self, run: Callable) -> Callable:
