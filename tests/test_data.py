@@ -2,6 +2,7 @@
 
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from few import few_images
 from PIL import Image
 from tiny import published
 from torchvision.datasets import CIFAR10
+from torchvision.transforms import RandomErasing
 
 import ghostnet
 
@@ -55,12 +57,76 @@ def test_an_epoch_takes_every_image_once_and_every_crop_and_mirror_equally_often
     number = 2000 * width**2
     data = few_images()
     data.train_images = torch.empty(number, 0)
-    index, top, left, mirrored = data.epoch_plan(padding).unbind(1)
+    index, top, left, mirrored = data.epoch_plan(padding, 0.0).unbind(1)
     assert torch.equal(index.sort().values, torch.arange(number))
     assert not torch.equal(index, torch.arange(number))
     drawn = torch.bincount((top * width + left) * 2 + mirrored)
     assert len(drawn) == 2 * width**2
     assert (drawn - 1000).abs().max() < 250  # eight standard deviations
+
+
+def distributions(rectangles):
+    """Of each measure of rectangles, the share of those that are at most 0, 1, ..., 1024."""
+    top, left, bottom, right = rectangles.T
+    measures = {"top": top, "left": left, "bottom": bottom, "right": right}
+    measures |= {"height": bottom - top, "width": right - left}
+    measures["area"] = measures["height"] * measures["width"]
+    counts = {name: np.bincount(values, minlength=1025) for name, values in measures.items()}
+    return {name: np.cumsum(count) / len(rectangles) for name, count in counts.items()}
+
+
+def test_rectangles_are_distributed_as_torchvisions():
+    torch.manual_seed(0)
+    defaults = RandomErasing()
+    theirs = []
+    for _ in range(20_000):
+        top, left, height, width, _ = RandomErasing.get_params(
+            torch.empty(3, 32, 32), defaults.scale, defaults.ratio, [defaults.value]
+        )
+        theirs.append((top, left, top + height, left + width))
+    ours = distributions(ghostnet.draw_rectangles(200_000, 1.0).numpy())
+    for name, expected in distributions(np.array(theirs)).items():
+        # Equal distributions differ by more in one of a thousand such comparisons.
+        assert abs(ours[name] - expected).max() < 0.0144, name
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 1.0])
+def test_so_many_images_are_erased_and_each_has_a_rectangle_of_its_own(probability):
+    torch.manual_seed(0)
+    rectangles = ghostnet.draw_rectangles(100_000, probability)
+    top, left, bottom, right = rectangles.unbind(1)
+    erased = (bottom > top) & (right > left)
+    assert erased.float().mean().item() == pytest.approx(probability, abs=0.008)
+    assert torch.equal(erased, (bottom > top) | (right > left))
+    assert len(rectangles[erased].unique(dim=0)) > 0.5 * erased.sum()
+
+
+def test_the_pixels_in_an_image_s_rectangle_are_zero_and_all_others_as_without_erasing():
+    data = few_images(train=300)
+    plan = data.epoch_plan(4, 0.5)
+    images, _ = data.train_batch(plan, 4)
+    expected, _ = data.train_batch(plan[:, :4], 4)
+    assert images.stride() == expected.stride()  # channels_last
+    expected = expected.numpy()
+    erased = 0
+    for image, (top, left, bottom, right) in zip(expected, plan[:, 4:].tolist(), strict=True):
+        for row in range(top, bottom):
+            for column in range(left, right):
+                image[:, row, column] = 0
+                erased += 1
+    np.testing.assert_array_equal(images.numpy(), expected)
+    assert erased > 300 * 32 * 32 / 20  # about a twelfth
+
+
+def test_every_epoch_draws_other_rectangles_after_all_else():
+    data = few_images(train=300)
+    torch.manual_seed(0)
+    plain = data.epoch_plan(4, 0.0)
+    torch.manual_seed(0)
+    first = data.epoch_plan(4, 1.0)
+    second = data.epoch_plan(4, 1.0)
+    assert torch.equal(first[:, :4], plain)
+    assert (first[:, 4:] != second[:, 4:]).any(dim=1).float().mean() > 0.9
 
 
 def test_the_mean_and_std_of_the_real_images_are_the_constants(real_data_dir):

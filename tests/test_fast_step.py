@@ -1,12 +1,15 @@
 """The step as a CUDA graph, by a stand-in or on a GPU by a real one; precision and loss scale."""
 
 import platform
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
 from few import few_images, small_network, weights
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import ghostnet
 from ghostnet import Arguments, Constants, Trainer, UserError
@@ -18,11 +21,12 @@ FLOAT32 = torch.float32
 BFLOAT16 = torch.bfloat16
 FLOAT16 = torch.float16
 SMALL = Constants(batch_size=16, lr=0.01)
+ERASING = replace(SMALL, erasing=0.5)
 
 
-def two_epochs(device, precision, cuda_graph):
+def two_epochs(constants, device, precision, cuda_graph):
     """How far two epochs of six full batches and a short one move the weights; their losses."""
-    trainer = Trainer(SMALL, few_images(train=6 * 16 + 5, device=device), precision)
+    trainer = Trainer(constants, few_images(train=6 * 16 + 5, device=device), precision)
     start = weights(trainer.model)
     losses = [trainer.epoch(number, "", cuda_graph)[0] for number in (1, 2)]
     return weights(trainer.model) - start, losses
@@ -46,12 +50,13 @@ def events(monkeypatch):
         events.append(len(plan))
         step(trainer, plan)
 
-    def record(trainer):
+    def record(trainer, plan):
         def replay():
             assert addresses(trainer) == recorded
             events.append("replayed")
             step(trainer, trainer.plan)
 
+        trainer.plan = plan.clone()
         recorded = addresses(trainer)
         events.append("recorded")
         trainer.graph = mock.Mock(replay=replay)
@@ -62,14 +67,25 @@ def events(monkeypatch):
     return events
 
 
-def test_full_batches_are_replayed_and_train_as_plain_steps(events):
-    plain, plain_losses = two_epochs(CPU, FLOAT32, cuda_graph=False)
+@pytest.mark.parametrize("constants", [SMALL, ERASING])
+def test_full_batches_are_replayed_and_train_as_plain_steps(events, constants):
+    plain, plain_losses = two_epochs(constants, CPU, FLOAT32, cuda_graph=False)
     assert events == 2 * [16, 16, 16, 16, 16, 16, 5]
     events.clear()
-    moved, losses = two_epochs(CPU, FLOAT32, cuda_graph=True)
+    moved, losses = two_epochs(constants, CPU, FLOAT32, cuda_graph=True)
     assert events == [16, 16, 16, "recorded", *3 * ["replayed"], 5, *6 * ["replayed"], 5]
     assert torch.equal(moved, plain)
     assert losses == plain_losses
+
+
+@pytest.mark.parametrize("erasing", [0.0, 0.5])
+def test_a_recorded_batch_is_that_of_the_plan_of_its_replay(erasing):
+    """Recorded by torch's tracer, which refuses what waits for a GPU, as a tensor's item()."""
+    data = few_images(train=40)
+    recorded, replayed = data.epoch_plan(4, erasing).split(20)
+    batch = make_fx(partial(data.train_batch, padding=4))(recorded)
+    for ours, expected in zip(batch(replayed), data.train_batch(replayed, 4), strict=True):
+        assert torch.equal(ours, expected)
 
 
 @pytest.fixture
@@ -84,14 +100,17 @@ def recorder(monkeypatch):
 
 def test_what_is_recorded_is_a_step_on_the_plan_that_a_replay_fills(recorder):
     recording = torch.cuda.graph.return_value
+    first = recorder.data.epoch_plan(4, 0.5)[:16]
 
     def step(plan):
         assert plan is recorder.plan
+        assert torch.equal(plan, first)
+        assert plan.data_ptr() != first.data_ptr()  # the epoch's plan stays as it is
         recording.__enter__.assert_called_once()
         recording.__exit__.assert_not_called()
 
     recorder.step.side_effect = step
-    recorder.record()
+    recorder.record(first)
     recorder.step.assert_called_once()
     torch.cuda.graph.assert_called_once_with(recorder.graph, capture_error_mode="thread_local")
 
@@ -99,7 +118,7 @@ def test_what_is_recorded_is_a_step_on_the_plan_that_a_replay_fills(recorder):
 def test_a_failed_recording_names_the_way_out(recorder):
     recorder.step.side_effect = RuntimeError("not permitted")
     with pytest.raises(UserError, match=r"not permitted.*--no-cuda-graph"):
-        recorder.record()
+        recorder.record(torch.zeros(16, 4))
 
 
 @pytest.mark.parametrize("device, wanted, recorded", [
@@ -117,13 +136,14 @@ def test_a_run_is_recorded_on_a_gpu_unless_it_is_told_not_to(
 
 
 @cuda
+@pytest.mark.parametrize("constants", [SMALL, ERASING])
 @pytest.mark.parametrize("precision, limit", [(FLOAT32, 0.01), (BFLOAT16, 0.15), (FLOAT16, 0.15)])
-def test_a_cuda_graph_trains_as_plain_steps(monkeypatch, precision, limit):
+def test_a_cuda_graph_trains_as_plain_steps(monkeypatch, precision, limit, constants):
     monkeypatch.setattr(ghostnet, "build_network", small_network)
     device = torch.device("cuda")
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        plain, plain_losses = two_epochs(device, precision, cuda_graph=False)
-        moved, losses = two_epochs(device, precision, cuda_graph=True)
+        plain, plain_losses = two_epochs(constants, device, precision, cuda_graph=False)
+        moved, losses = two_epochs(constants, device, precision, cuda_graph=True)
     # A library may choose another kernel in a graph; an old plan, rate or mask makes 0.2 and more.
     assert (moved - plain).norm() < limit * plain.norm()
     assert losses == pytest.approx(plain_losses, rel=limit)
@@ -136,27 +156,58 @@ def test_a_step_that_overflows_float16_changes_no_weight_and_halves_the_scale(mo
     assert trainer.scaler.is_enabled()
     assert not Trainer(SMALL, few_images(), BFLOAT16).scaler.is_enabled()
     trainer.scaler = torch.amp.GradScaler("cpu", 2.0**40)
-    trainer.step(trainer.data.epoch_plan(4)[:16])
+    trainer.step(trainer.data.epoch_plan(4, 0.0)[:16])
     assert torch.equal(weights(trainer.model), start)
     assert trainer.scaler.get_scale() == 2.0**39
 
 
-@pytest.mark.parametrize("native, best", [(True, BFLOAT16), (False, FLOAT32)])
-def test_a_cpu_trains_in_bfloat16_where_it_is_native_and_in_what_is_asked_for(
-    monkeypatch, native, best
+@pytest.fixture
+def cpu(monkeypatch, tmp_path):
+    """Makes this computer's CPU another one; cpuinfo=None is a Mac's or a Windows'."""
+
+    def is_of(cpuinfo, avx512_bf16, amx):
+        path = tmp_path / "cpuinfo"
+        path.unlink(missing_ok=True)
+        if cpuinfo is not None:
+            path.write_text(cpuinfo)
+        monkeypatch.setattr(ghostnet, "Path", lambda name: {"/proc/cpuinfo": path}[name])
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+
+    return is_of
+
+
+INTEL = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R) CPU @ 2GHz\n"
+AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC 9R14\n"
+ARM = "processor\t: 0\nBogoMIPS\t: 2100.00\n"
+
+
+@pytest.mark.parametrize("cpuinfo, avx512_bf16, amx, best", [
+    (INTEL, True, True, BFLOAT16),
+    (INTEL, True, False, FLOAT32),  # where it is the slower one
+    (AMD, True, False, BFLOAT16),
+    (AMD, False, False, FLOAT32),
+    (ARM, False, False, FLOAT32),
+    (None, True, False, FLOAT32),
+])
+def test_a_cpu_trains_in_bfloat16_where_it_is_fast_and_in_what_is_asked_for(
+    cpu, monkeypatch, cpuinfo, avx512_bf16, amx, best
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and not what is asked for
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    cpu(cpuinfo, avx512_bf16, amx)
     assert ghostnet.pick_hardware(Arguments(device="cpu")) == (CPU, best)
     for asked in (BFLOAT16, FLOAT16, FLOAT32):
         arguments = Arguments(device="cpu", precision=str(asked).removeprefix("torch."))
         assert ghostnet.pick_hardware(arguments) == (CPU, asked)
 
 
-def test_a_cpu_is_named_where_there_is_no_cpuinfo(monkeypatch):
-    monkeypatch.setattr(ghostnet.Path, "exists", lambda _: False)  # as on a Mac
+@pytest.mark.parametrize("cpuinfo, name", [
+    (AMD, "AMD EPYC 9R14"), (ARM, platform.machine()), (None, platform.machine()),
+])
+def test_a_cpu_is_named(cpu, monkeypatch, cpuinfo, name):
+    cpu(cpuinfo, avx512_bf16=False, amx=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert ghostnet.hardware_name(CPU) == f"{platform.machine()} CPU, 7 threads"
+    assert ghostnet.hardware_name(CPU) == f"{name} CPU, 7 threads"
 
 
 @pytest.mark.parametrize("native, given", [(True, BFLOAT16), (False, FLOAT16)])

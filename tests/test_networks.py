@@ -57,6 +57,7 @@ ARCHITECTURES = {
     "gv_s3": f"{VGG} s=3", "gv_s4": f"{VGG} s=4", "gv_s5": f"{VGG} s=5",
     "gr_s3": f"{RESNET} s=3", "gr_s5": f"{RESNET} s=5",
     "gr_s10": f"{RESNET} s=10 d=5", "gr_s20": f"{RESNET} s=20 d=5",
+    "gr_erasing": RESNET, "gv_erasing": VGG, "resnet32_erasing": "resnet32",
 }  # fmt: skip
 
 
@@ -66,7 +67,8 @@ def test_experiments_are_the_papers_networks_and_sweeps_in_one_recipe_and_two_sc
     for name, run in experiments.items():
         recipe = replace(run, network="resnet56", ratio=2, dw_kernel_size=3)
         schedule = "multistep" if name == "gr_multistep" else "cosine"
-        assert recipe == Constants(schedule=schedule)
+        erasing = 0.5 if name.endswith("_erasing") else 0.0
+        assert recipe == Constants(schedule=schedule, erasing=erasing)
 
 
 def test_the_accuracies_beside_ours_are_those_of_the_papers_tables():

@@ -254,14 +254,16 @@ resnet101; ../gr_cosine; 0.1; --frehs; --lr=0.1=0.2; --network alexnet; --networ
 --milestones 1.5; --epochs 0; --epochs 100001; --epochs 1 2
 --lr 0; --lr -1; --lr nan; --lr inf; --momentum 1; --momentum nan; --weight-decay -1e-4; --seed -1
 --cheap-weight-decay inf; --batch-size 0; --batch-size 50001; --seed 2147483648; --seeds 0 -1
---padding 32; --padding -1; --padding 1.5; --device tpu; --precision float64; --fresh
+--padding 32; --padding -1; --padding 1.5; --erasing 1.5; --erasing -1; --erasing nan
+--device tpu; --precision float64; --fresh
 """
 
 
 CHANGED = {
     "network": "vgg16", "ratio": 3, "dw_kernel_size": 5, "schedule": "multistep",
     "milestones": (1, 2), "epochs": 30, "lr": 0.05, "momentum": 0.8, "weight_decay": 1e-4,
-    "cheap_weight_decay": 5e-4, "batch_size": 64, "padding": 2, "seed": 1,
+    "cheap_weight_decay": 5e-4, "batch_size": 64, "padding": 2, "erasing": 0.25,
+    "seed": 1,
 }
 
 

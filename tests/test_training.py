@@ -68,7 +68,7 @@ def test_an_epoch_is_plain_sgd_with_nesterov_momentum_and_two_weight_decays(smal
     velocity = dict.fromkeys(dict(model.named_parameters()), 0.0)
     losses = 0.0
     hits = 0
-    for plan in data.epoch_plan(4).split(16):  # 16, 16 and 8 images
+    for plan in data.epoch_plan(4, 0.0).split(16):  # 16, 16 and 8 images
         images, labels = data.train_batch(plan, 4)
         logits = model(images)
         summed_loss = F.cross_entropy(logits, labels, reduction="sum")
@@ -84,6 +84,36 @@ def test_an_epoch_is_plain_sgd_with_nesterov_momentum_and_two_weight_decays(smal
     assert (loss, accuracy) == pytest.approx((losses / 40, 100 * hits / 40), rel=1e-5)
     moved = weights(model) - start
     assert (weights(trainer.model) - weights(model)).norm() < 1e-4 * moved.norm()
+
+
+class NoErasing(ghostnet.Cifar10):
+    """The data of a script that knows no erasing."""
+
+    def epoch_plan(self, padding, _erasing):
+        top, left = torch.randint(2 * padding + 1, (2, 40))
+        return torch.stack([torch.randperm(40), top, left, torch.randint(2, (40,))], dim=1)
+
+    def train_batch(self, plan, padding):
+        images = []
+        for index, top, left, mirrored in plan.tolist():
+            padded = F.pad(self.train_images[index], (0, 0, *4 * [padding]))
+            image = padded[top : top + 32, left : left + 32]
+            images.append(image.flip(1) if mirrored else image)
+        return self.normalize(torch.stack(images)), self.train_labels[plan[:, 0]]
+
+
+def test_a_run_without_erasing_is_to_the_bit_one_that_knows_none(small):
+    trained = []
+    for kind, erasing in ((ghostnet.Cifar10, 0.0), (NoErasing, 0.0), (ghostnet.Cifar10, 0.5)):
+        data = few_images()
+        data.__class__ = kind
+        trainer = Trainer(replace(small, erasing=erasing), data, torch.float32)
+        losses = [trainer.epoch(number, "", cuda_graph=False) for number in (1, 2)]
+        trained.append((losses, weights(trainer.model)))
+    (losses, end), (reference_losses, reference), (_, erased) = trained
+    assert losses == reference_losses
+    assert torch.equal(end, reference)
+    assert not torch.equal(end, erased)
 
 
 def test_the_steps_of_an_epoch_move_a_bar_on_a_terminal(small, monkeypatch, capsys):
@@ -199,11 +229,12 @@ def test_a_seed_repeats_an_initialization_and_every_seed_draws_another(small):
     assert not torch.equal(start(0), start(1))
 
 
-@pytest.mark.parametrize("network", ["resnet32", "vgg16"])  # the second has dropout
+@pytest.mark.parametrize("constants", [
+    SMALL, replace(SMALL, network="vgg16"), replace(SMALL, erasing=0.5),  # vgg16 has dropout
+])
 def test_a_run_that_goes_on_elsewhere_and_back_is_the_same_and_names_each_place_once(
-    tmp_path, network
+    tmp_path, constants
 ):
-    constants = replace(SMALL, network=network)
     whole = train(tmp_path / "whole.pth", constants, few_images())
     path = tmp_path / "parts.pth"
     train_an_epoch(path, constants, few_images(), number=1)
@@ -261,12 +292,14 @@ def test_what_does_not_fit_float16_is_kept_in_float32(tmp_path, monkeypatch):
 
 
 LEAST = {"ratio": 1, "dw_kernel_size": 1, "epochs": 1, "batch_size": 1, "seed": 0, "lr": 1e-9,
-         "momentum": 0, "weight_decay": 0, "cheap_weight_decay": 0, "padding": 0}
+         "momentum": 0, "weight_decay": 0, "cheap_weight_decay": 0, "padding": 0,
+         "erasing": 0}
 ODD = st.one_of(st.integers(-3, 1000), st.floats(), st.floats(0, 2), st.text(), st.none())
 
 
 @given(st.sampled_from(list(LEAST)), ODD)
 @example("momentum", 1.0)
+@example("erasing", 1.0)
 @example("seed", -1)
 def test_odd_constants_are_refused_by_name_and_all_others_are_possible(name, value):
     try:
@@ -277,4 +310,5 @@ def test_odd_constants_are_refused_by_name_and_all_others_are_possible(name, val
     assert isinstance(value, type(getattr(Constants(), name)) | int)
     assert LEAST[name] <= value < math.inf
     assert name != "momentum" or value < 1
+    assert name != "erasing" or value <= 1
     assert name != "dw_kernel_size" or value % 2 == 1
