@@ -4,9 +4,10 @@
 
 prints Markdown tables and draws images/accuracy_vs_flops.png. Accuracies are those after the last
 epoch; those of the best epoch on the test images stand apart, as others report them. Runs that
-differ in their seeds alone share a row: mean +- standard deviation (number of seeds). A ghost is
-empty if weight decay has left its kernel such small weights that batch norm's epsilon drowns its
-map.
+differ in their seeds alone share a row: mean +- standard deviation (number of seeds). Runs with
+random erasing, which is not the paper's training, stand in a table of their own, beside the same
+runs without it. A ghost is empty if weight decay has left its kernel such small weights that batch
+norm's epsilon drowns its map.
 """
 
 import re
@@ -81,6 +82,13 @@ class Row:
     constants: Constants
     last: dict[int, float] = field(default_factory=dict)  # accuracy after the last epoch, by seed
     best: dict[int, float] = field(default_factory=dict)  # that of the best epoch
+    loss: dict[int, float] = field(default_factory=dict)  # training loss of the last epoch
+
+    @property
+    def network(self) -> str:
+        """What others may have trained; nobody reports a network with random erasing."""
+        erased = " with random erasing" if self.constants.erasing > 0 else ""
+        return f"{self.constants.architecture}{erased}"
 
     @property
     def ours(self) -> Accuracies:
@@ -90,16 +98,16 @@ class Row:
 
     @property
     def paper(self) -> Accuracies:
-        return Accuracies(PAPER.get(self.constants.architecture))
+        return Accuracies(PAPER.get(self.network))
 
     @property
     def earlier(self) -> Accuracies:
-        scheduled = f"{self.constants.architecture} {self.constants.schedule}"
+        scheduled = f"{self.network} {self.constants.schedule}"
         return EARLIER.get(scheduled.removesuffix(" cosine"), Accuracies())
 
     @property
     def public(self) -> Accuracies:
-        return PUBLIC.get(self.constants.architecture, Accuracies())
+        return PUBLIC.get(self.network, Accuracies())
 
 
 def best_accuracy(checkpoint: Checkpoint) -> float:
@@ -116,6 +124,7 @@ def rows_of(checkpoints: dict[str, Checkpoint]) -> list[Row]:
             row = rows.setdefault(constants, Row(re.sub(r"-seed\d+$", "", name), constants))
             row.last[checkpoint.constants.seed] = checkpoint.accuracy
             row.best[checkpoint.constants.seed] = best_accuracy(checkpoint)
+            row.loss[checkpoint.constants.seed] = checkpoint.history["loss"][-1]
     return list(rows.values())
 
 
@@ -132,27 +141,66 @@ def percent(accuracy: float | None) -> str:
     return "-" if accuracy is None else f"{accuracy:.2f}"
 
 
+def spread(row: Row) -> str:
+    """The accuracy after the last epoch, with the deviation of several seeds."""
+    deviation = f" +- {stdev(row.last.values()):.2f} ({len(row.last)})" if len(row.last) > 1 else ""
+    return percent(row.ours.last) + deviation
+
+
+def difference(ours: float, theirs: float | None) -> str:
+    return "-" if theirs is None else f"{ours - theirs:+.2f}"
+
+
+def training_loss(row: Row) -> str:
+    return f"{mean(row.loss.values()):.4f}" if row.loss else "-"
+
+
 def accuracy_table(rows: list[Row]) -> str:
+    """Runs of the paper's kind of training beside what others report."""
     columns = "run|network|epochs|ours|paper|difference|earlier|public|"
     columns += "ours, best|earlier, best|public, best"
     lines = [columns.split("|")]
     for row in rows:
-        ours = percent(row.ours.last)
-        if len(row.last) > 1:
-            ours += f" +- {stdev(row.last.values()):.2f} ({len(row.last)})"
-        paper = row.paper.last
+        if row.constants.erasing > 0:
+            continue
         lines.append((
             row.name,
-            row.constants.architecture,
+            row.network,
             row.constants.epochs,
-            ours,
-            paper or "-",
-            f"{row.ours.last - paper:+.2f}" if paper else "-",
+            spread(row),
+            row.paper.last or "-",
+            difference(row.ours.last, row.paper.last),
             percent(row.earlier.last),
             percent(row.public.last),
             percent(row.ours.best),
             percent(row.earlier.best),
             percent(row.public.best),
+        ))
+    return ghostnet.markdown(lines)
+
+
+def erasing_table(rows: list[Row]) -> str:
+    """Runs with random erasing, each beside the one that differs in nothing else."""
+    columns = "run|network|epochs|erasing|ours|without|difference|ours, best|without|"
+    columns += "training loss|without"
+    lines = [columns.split("|")]
+    by_constants = {row.constants: row for row in rows}
+    for row in rows:
+        if row.constants.erasing == 0:
+            continue
+        without = by_constants.get(replace(row.constants, erasing=0.0), Row("", row.constants))
+        lines.append((
+            row.name,
+            row.constants.architecture,
+            row.constants.epochs,
+            f"{row.constants.erasing:g}",
+            spread(row),
+            spread(without),
+            difference(row.ours.last, without.ours.last),
+            percent(row.ours.best),
+            percent(without.ours.best),
+            training_loss(row),
+            training_loss(without),
         ))
     return ghostnet.markdown(lines)
 
@@ -171,7 +219,8 @@ def cost_table(rows: list[Row]) -> str:
 
 def time_table(checkpoints: dict[str, Checkpoint]) -> str:
     """What an epoch took. The shortest one tells of a device without other runs or pauses."""
-    lines = [("run", "shortest epoch, s", "median, s", "all epochs, h", "trained on")]
+    columns = "run|shortest epoch, s|median, s|all epochs, h|if all were the shortest, h|trained on"
+    lines = [columns.split("|")]
     for name, checkpoint in checkpoints.items():
         seconds = checkpoint.history["seconds"]
         lines.append((
@@ -179,6 +228,7 @@ def time_table(checkpoints: dict[str, Checkpoint]) -> str:
             f"{min(seconds):.1f}",
             f"{median(seconds):.1f}",
             f"{sum(seconds) / 3600:.1f}",
+            f"{len(seconds) * min(seconds) / 3600:.1f}",
             ghostnet.short_hardware(checkpoint.trained_on),
         ))
     return ghostnet.markdown(lines)
@@ -276,10 +326,11 @@ def print_kernels(run: str, model: nn.Module, data_dir: Path) -> None:
 @matplotlib.style.context("default")  # whatever the user's matplotlibrc says
 def draw(rows: list[Row], path: Path) -> None:
     """Accuracies, a line for each of our rows and each experiment that only others have trained."""
-    trained = {(row.constants.architecture, row.constants.schedule) for row in rows}
+    trained = {(row.network, row.constants.schedule) for row in rows}
     for name, constants in ghostnet.EXPERIMENTS.items():
-        if (constants.architecture, constants.schedule) not in trained:
-            rows = [*rows, Row(name, constants)]
+        row = Row(name, constants)
+        if constants.erasing == 0 and (row.network, constants.schedule) not in trained:
+            rows = [*rows, row]
     rows = sorted(rows, key=lambda row: cost(row.constants))
     figure = matplotlib.figure.Figure(figsize=(12, 1.5 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -304,7 +355,7 @@ def draw(rows: list[Row], path: Path) -> None:
     labels = []
     for row in rows:
         flops, _ = cost(row.constants)
-        labels.append(f"{row.name},  {row.constants.architecture},  {flops:.1f}M")
+        labels.append(f"{row.name},  {row.network},  {flops:.1f}M")
     axes.set_yticks(range(len(rows)), labels, parse_math=False)
     axes.set(xlabel="test accuracy (%)", ylabel="run, network, FLOPs (multiply-adds)")
     axes.grid(alpha=0.3)
@@ -321,6 +372,8 @@ def main() -> None:
         ghostnet.complain(f"{error}; it is left out")
     rows = rows_of(checkpoints)
     print(f"{accuracy_table(rows)}\n\n{cost_table(rows)}\n")
+    if any(row.constants.erasing > 0 for row in rows):
+        print(f"**With random erasing: not the paper's training**\n\n{erasing_table(rows)}\n")
     path = arguments.image_dir / "accuracy_vs_flops.png"
     draw(rows, path)
     ghosts = ghost_runs(checkpoints)

@@ -14,7 +14,7 @@ import copy
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -122,6 +122,7 @@ def print_table(title: str, columns: str, rows: list[tuple]) -> None:
 class Benchmark:
     def __init__(self, arguments: Arguments):
         self.device, self.precision = ghostnet.pick_hardware(arguments)
+        _, self.auto = ghostnet.pick_hardware(replace(arguments, precision="auto"))
         self.cuda = self.device.type == "cuda"
         mixed = self.precision != torch.float32
         self.autocast = partial(torch.autocast, self.device.type, self.precision, enabled=mixed)
@@ -129,31 +130,31 @@ class Benchmark:
         self.by_turns = partial(by_turns, turns)
         self.print_conditions(turns)
         self.data = ghostnet.Cifar10(arguments.data_dir, self.device)
-        self.plans = self.endless_plans()
         self.data_dir = arguments.data_dir
         self.trainers = {}
         for run in RUNS:
             constants = ghostnet.EXPERIMENTS[run]
-            self.trainers[constants.architecture] = self.trainer(constants)
+            self.trainers[constants.architecture] = self.trainer(constants, self.precision)
 
     def print_conditions(self, turns: int) -> None:
         hardware = f"{ghostnet.hardware_name(self.device)} ({os.cpu_count()} cores)"
         precisions = f"ours in {self.precision}, usual in float32".replace("torch.", "")
         print(f"{hardware}, torch {torch.__version__}, {precisions}, batch {BATCH}, {turns} turns")
 
-    def endless_plans(self) -> Iterator[Tensor]:
+    def endless_plans(self, erasing: float) -> Iterator[Tensor]:
         """Plans of full batches, drawn as an epoch draws them."""
         while True:
-            plans = self.data.epoch_plan(PADDING, erasing=0).to(self.device).split(BATCH)
+            plans = self.data.epoch_plan(PADDING, erasing).to(self.device).split(BATCH)
             yield from plans[:-1]
 
-    def trainer(self, constants: ghostnet.Constants) -> ghostnet.Trainer:
+    def trainer(self, constants: ghostnet.Constants, precision) -> ghostnet.Trainer:
         """A trainer that takes its steps as in an epoch after the first."""
-        trainer = ghostnet.Trainer(constants, self.data, self.precision)
+        trainer = ghostnet.Trainer(constants, self.data, precision)
         if self.cuda:
+            plans = self.endless_plans(constants.erasing)
             for _ in range(WARM):
-                trainer.step(next(self.plans))
-            trainer.record(next(self.plans))
+                trainer.step(next(plans))
+            trainer.record(next(plans))
         return trainer
 
     def recorded(self, run: Callable) -> Callable:
@@ -182,7 +183,7 @@ class Benchmark:
     def end_to_end(self) -> None:
         rows = []
         for name, trainer in self.trainers.items():
-            our_steps = map(trainer.take_step, self.plans)
+            our_steps = map(trainer.take_step, self.endless_plans(trainer.constants.erasing))
             others = usual_steps(trainer.constants, self.data_dir, self.device)
             ours, usual = self.by_turns(partial(next, our_steps), partial(next, others))
             speeds = (f"{BATCH / median(ours):,.0f}", f"{BATCH / median(usual):,.0f}")
@@ -230,13 +231,38 @@ class Benchmark:
         print_table("3. Networks, ordinary and ghost", columns, rows)
 
     def training_cells(self, pair: list[ghostnet.Trainer]) -> list[str]:
-        plan = next(self.plans)
-        return milliseconds(*self.by_turns(*[partial(t.take_step, plan) for t in pair]))
+        runs = []
+        for trainer in pair:
+            plan = next(self.endless_plans(trainer.constants.erasing))
+            runs.append(partial(trainer.take_step, plan))
+        return milliseconds(*self.by_turns(*runs))
 
     def inference_cells(self, pair: list[ghostnet.Trainer], batch: int) -> list[str]:
         images = self.data.normalize(self.data.test_images[:batch])
         models = [copy.deepcopy(trainer.model).eval() for trainer in pair]
         return milliseconds(*self.by_turns(*[partial(self.infer, m, images) for m in models]))
+
+
+    def precisions(self) -> None:
+        """Both precisions where both are the hardware's own, and which one auto takes."""
+        if not (self.cuda or torch.cpu._is_avx512_bf16_supported()):
+            return
+        half = self.auto if self.cuda else torch.bfloat16
+        rows = []
+        for name, trainer in self.trainers.items():
+            pair = [self.trainer(trainer.constants, p) for p in (torch.float32, half)]
+            rows.append((name, *self.training_cells(pair)))
+        title = f"4. A training step by precision; auto takes {self.auto}"
+        columns = f"network|float32, ms|{half}, ms|float32 / {half}"
+        print_table(title.replace("torch.", ""), columns.replace("torch.", ""), rows)
+
+    def erasing(self) -> None:
+        rows = []
+        for name, trainer in self.trainers.items():
+            erasing = self.trainer(replace(trainer.constants, erasing=0.5), self.precision)
+            rows.append((name, *self.training_cells([erasing, trainer])))
+        columns = "network|with, ms|without, ms|with / without"
+        print_table("5. A training step, with random erasing and without", columns, rows)
 
 
 @matplotlib.style.context("default")  # whatever the user's matplotlibrc says
@@ -269,6 +295,8 @@ def main() -> None:
     benchmark.end_to_end()
     benchmark.layers(arguments.image_dir / "ghost_speed.png")
     benchmark.networks()
+    benchmark.precisions()
+    benchmark.erasing()
 
 
 if __name__ == "__main__":

@@ -138,8 +138,40 @@ def test_times_are_those_of_the_file_in_seconds_an_epoch_and_hours_in_all(printe
     checkpoints["gr_s3"].history["seconds"] = [1.0, 2.0]  # not finished
     lines, _ = printed(checkpoints)
     title = lines.index("**Time**")
-    assert lines[title + 4] == "| gr_cosine | 3.5 | 36.0 | 2.0 | abacus |"
-    assert lines[title + 5] == "| gr_s3 | 1.0 | 1.5 | 0.0 | abacus |"
+    assert lines[title + 4] == "| gr_cosine | 3.5 | 36.0 | 2.0 | 0.2 | abacus |"
+    assert lines[title + 5] == "| gr_s3 | 1.0 | 1.5 | 0.0 | 0.0 | abacus |"
+
+
+def test_runs_with_random_erasing_stand_apart_each_beside_the_same_without(tmp_path, printed):
+    erasing = EXPERIMENTS["gr_erasing"]
+    checkpoints = {
+        "gr_cosine": run(BASE, 92.0, best=92.5),
+        "gr_erasing": run(erasing, 93.0, best=93.25),
+        "gr_erasing-seed1": run(replace(erasing, seed=1), 94.0, best=94.25),
+        "resnet32_erasing": run(EXPERIMENTS["resnet32_erasing"], 95.0),
+    }
+    checkpoints["gr_cosine"].history["loss"] = [*199 * [1.0], 0.00254]
+    checkpoints["gr_erasing"].history["loss"] = [*199 * [1.0], 0.02]
+    checkpoints["gr_erasing-seed1"].history["loss"] = [*199 * [1.0], 0.03]
+    with mock.patch("matplotlib.figure.Figure.savefig", autospec=True) as savefig:
+        lines, _ = printed(checkpoints)
+    title = lines.index("**With random erasing: not the paper's training**")
+    assert [line for line in lines[:title] if "erasing" in line] == []
+    ghost = "ghost-resnet56 | 200 | 0.5 | 93.50 +- 0.71 (2) | 92.00 | +1.50 | 93.75 | 92.50"
+    assert lines[title + 4 : title + 7] == [
+        f"| gr_erasing | {ghost} | 0.0250 | 0.0025 |",
+        "| resnet32_erasing | resnet32 | 200 | 0.5 | 95.00 | - | - | 95.00 | - | 95.0000 | - |",
+        "",
+    ]
+    (axes,) = savefig.call_args.args[0].axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    erased = {names.index(name) for name in names if "erasing" in name}
+    assert [names[line] for line in sorted(erased)] == [
+        "gr_erasing,  ghost-resnet56 with random erasing,  67.5M",
+        "resnet32_erasing,  resnet32 with random erasing,  70.4M",
+    ]
+    for drawn in axes.lines:  # nothing of others stands beside them
+        assert drawn.get_label().startswith("ours") or erased.isdisjoint(drawn.get_ydata())
 
 
 @pytest.fixture

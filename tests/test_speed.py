@@ -2,10 +2,12 @@
 
 import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import matplotlib.image
 import pytest
 import speed
+import torch
 from tiny import published
 from torchvision.datasets import CIFAR10
 
@@ -38,10 +40,17 @@ def small_network(constants):
     return model
 
 
+def test_bfloat16_is_not_measured_on_a_cpu_that_emulates_it(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    speed.Benchmark.precisions(SimpleNamespace(cuda=False))
+    assert capsys.readouterr().out == ""
+
+
 def test_all_tables_and_the_picture(tiny_data, tmp_path, monkeypatch, capsys):
     for name, value in published(tiny_data).items():
         monkeypatch.setattr(CIFAR10, name, value)
     monkeypatch.setattr(ghostnet, "build_network", small_network)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     for name, value in {"BATCH": 4, "SHORTEST": 1e-9, "WORKERS": 1}.items():
         monkeypatch.setattr(speed, name, value)
     monkeypatch.setitem(matplotlib.rcParams, "savefig.format", "pdf")  # as a user may have it
@@ -52,7 +61,9 @@ def test_all_tables_and_the_picture(tiny_data, tmp_path, monkeypatch, capsys):
     speed.main()
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if line.startswith("|")]
-    assert len(rows) == 3 * 2 + 5 + 7 + 2 * 4
+    assert len(rows) == 5 * 2 + 5 + 7 + 2 * 4 + 5 + 5
+    _, auto = ghostnet.pick_hardware(ghostnet.Arguments(device="cpu"))
+    assert f"auto takes {auto}**\n".replace("torch.", "") in out
     picture = matplotlib.image.imread(tmp_path / "new" / "ghost_speed.png")
     height, width, _ = picture.shape
     assert width > height > 500
