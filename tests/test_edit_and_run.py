@@ -193,6 +193,16 @@ def test_what_is_known_is_shown_before_what_is_missing_is_trained(script):
     assert places == sorted(places)
 
 
+def test_runs_with_random_erasing_stand_under_a_line_that_says_so(script):
+    done = script.call("resnet32_erasing", "resnet32", "--epochs", 1)
+    line = "with random erasing: not the paper's training"
+    above, under = done.stdout.split(f"\n\n{line}\n\n")
+    assert "| resnet32-epochs1 " in above and "| resnet32_erasing" not in above
+    assert "| resnet32-epochs1 " not in under and "| resnet32_erasing-epochs1 " in under
+    (script.checkpoints / "resnet32_erasing-epochs1.pth").unlink()
+    assert line not in script.call("resnet32", "--epochs", 1).stdout
+
+
 def test_a_finished_run_is_tested_now_and_shown_once(script):
     command = ("resnet32", "--epochs", 1)
     script.call(*command)

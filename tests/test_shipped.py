@@ -49,14 +49,19 @@ def test_a_shipped_run_is_finished_and_named_as_the_script_names_it(folder, name
     assert ghostnet.name_runs(tyro.cli(ghostnet.Arguments), folder) == {name: constants}
 
 
-def test_the_table_in_the_readme_is_the_one_that_the_command_prints():
-    table = ghostnet.results_table(CHECKPOINTS)
-    assert table in README
-    assert max(map(len, table.splitlines())) <= 130
+def test_the_tables_in_the_readme_are_those_that_the_command_prints(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(ghostnet, "draw_curves", lambda *_: None)
+    ghostnet.print_and_draw(CHECKPOINTS, {}, None, tmp_path)
+    tables, _ = capsys.readouterr().out.split("\n\npictures in ")
+    assert tables.strip() in README
+    assert max(map(len, tables.splitlines())) <= 130
 
 
 def test_the_tables_of_comparisons_in_the_readme_are_those_that_comparison_py_prints():
-    assert comparison.accuracy_table(comparison.rows_of(CHECKPOINTS)) in README
+    rows = comparison.rows_of(CHECKPOINTS)
+    assert comparison.accuracy_table(rows) in README
+    if any(row.constants.erasing > 0 for row in rows):
+        assert comparison.erasing_table(rows) in README
     ghosts = comparison.ghost_runs(CHECKPOINTS) | comparison.ghost_runs(ABLATION, "batch128/")
     assert comparison.ablation(ghosts) in README
     on_epyc = CHECKPOINTS["gr_cosine"].history["seconds"]
