@@ -188,7 +188,7 @@ class GhostModule(nn.Module):
             return intrinsic
         ghosts = self.cheap_operation(intrinsic)
         if self.surplus > 0:  # narrowing nothing would cost a copy in the backward pass
-            ghosts = ghosts.narrow(-3, 0, ghosts.shape[-3] - self.surplus)
+            ghosts = ghosts.narrow(-3, 0, self.out_channels - self.primary_conv.out_channels)
         return torch.cat([intrinsic, ghosts], dim=-3)
 
 
@@ -301,7 +301,7 @@ class ResNet(nn.Module):
             for _ in range((depth - 2) // 6):
                 self.blocks.append(BasicBlock(in_channels, width))
                 in_channels = width
-        self.fc = nn.Linear(64, 10)
+        self.fc = nn.Linear(64, len(CLASSES))
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))
@@ -324,7 +324,7 @@ class VGG16(nn.Module):
                 in_channels = width
             self.features.append(nn.MaxPool2d(2))
         self.classifier = nn.Sequential(
-            nn.Dropout(), nn.Linear(512, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, 10)
+            nn.Dropout(), nn.Linear(512, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, len(CLASSES))
         )
 
     def forward(self, x):
@@ -391,24 +391,25 @@ def load_cifar10(root):
         raise UserError(f"no CIFAR-10 in {root} ({error}): {hint}") from None
 
 
-def draw_rectangles(n, probability):
+def draw_rectangles(n, size, probability):
     """Rectangles in n images, as torchvision's RandomErasing draws them; (n, 4): see inside()."""
-    sizes = torch.full((2, n), 32)  # heights and widths, too large as yet
-    while (too_large := (sizes >= 32).any(dim=0)).any():
+    limits = torch.tensor(size).view(2, 1)  # height and width of an image
+    sizes = limits.repeat(1, n)  # of the rectangles, too large as yet
+    while (too_large := (sizes >= limits).any(dim=0)).any():
         missing = int(too_large.sum())
-        area = 32**2 * torch.empty(missing).uniform_(0.02, 0.33)
+        area = limits.prod() * torch.empty(missing).uniform_(0.02, 0.33)
         aspect = torch.empty(missing).uniform_(math.log(0.3), math.log(3.3)).exp()
         sizes[:, too_large] = torch.stack([area * aspect, area / aspect]).sqrt().round().long()
-    start = (torch.rand(2, n) * (33 - sizes)).long()
+    start = (torch.rand(2, n) * (limits + 1 - sizes)).long()
     end = start + sizes * (torch.rand(n) < probability)  # elsewhere the rectangle is empty
     return torch.cat([start, end]).T
 
 
-def inside(rectangles):
-    """Whether a pixel lies in its image's rectangle: (n, 4) -> (n, 1, 32, 32)."""
+def inside(rectangles, size):
+    """Whether a pixel lies in its image's rectangle: (n, 4) -> (n, 1, height, width)."""
     top, left, bottom, right = rectangles.view(-1, 4, 1, 1, 1).unbind(1)
-    column = torch.arange(32, device=rectangles.device)
-    row = column.view(32, 1)
+    row = torch.arange(size[0], device=rectangles.device).view(-1, 1)
+    column = torch.arange(size[1], device=rectangles.device)
     return (row >= top) & (row < bottom) & (column >= left) & (column < right)
 
 
@@ -422,6 +423,7 @@ class Cifar10:
         self.test_images = torch.from_numpy(test.data).to(device)  # (10000, 32, 32, 3)
         self.train_labels = torch.tensor(train.targets, device=device)
         self.test_labels = torch.tensor(test.targets, device=device)
+        self.size = tuple(self.train_images.shape[1:3])  # height and width
         self.mean = 255 * torch.tensor(MEAN, device=device).view(3, 1, 1)
         self.std = 255 * torch.tensor(STD, device=device).view(3, 1, 1)
 
@@ -431,24 +433,24 @@ class Cifar10:
         top, left = torch.randint(2 * padding + 1, (2, n))
         plan = torch.stack([torch.randperm(n), top, left, torch.randint(2, (n,))], dim=1)
         if erasing > 0:
-            plan = torch.cat([plan, draw_rectangles(n, erasing)], dim=1)
+            plan = torch.cat([plan, draw_rectangles(n, self.size, erasing)], dim=1)
         return plan
 
     def train_batch(self, plan, padding):
-        """Augmented images (n, 3, 32, 32) and labels (n,) for n rows of a plan."""
+        """Augmented images (n, 3, height, width) and labels (n,) for n rows of a plan."""
         index, top, left, mirrored = plan[:, :4].unbind(1)
         padded = F.pad(self.train_images[index], (0, 0, padding, padding, padding, padding))
-        crops = padded.unfold(1, 32, 1).unfold(2, 32, 1)  # views: (n, tops, lefts, 3, 32, 32)
+        crops = padded.unfold(1, self.size[0], 1).unfold(2, self.size[1], 1)  # all, as views
         image = torch.arange(len(plan), device=plan.device)
         images = crops[image, top, left].permute(0, 2, 3, 1)
         images = torch.where(mirrored.view(-1, 1, 1, 1) == 1, images.flip(2), images)
         images = self.normalize(images)
         if plan.shape[1] > 4:
-            images.masked_fill_(inside(plan[:, 4:]), 0)  # zero, the mean color
+            images.masked_fill_(inside(plan[:, 4:], self.size), 0)  # zero, the mean color
         return images, self.train_labels[index]
 
     def normalize(self, images):
-        """uint8 (n, 32, 32, 3) -> float (n, 3, 32, 32), channels_last, zero mean, unit std."""
+        """uint8 (n, h, w, 3) -> float (n, 3, h, w), channels_last, zero mean, unit std."""
         return (images.permute(0, 3, 1, 2) - self.mean) / self.std
 
 
@@ -457,13 +459,17 @@ RECORD_AFTER = 3  # plain steps before the graph is recorded, in which cudnn cho
 
 
 def pick_hardware(arguments):
-    """The device and the precision to train in; torchrun's processes take the GPUs in turn."""
+    """The device and the precision; processes of torchrun and Slurm take the GPUs in turn."""
     usable = torch.cuda.is_available()
     require(usable or arguments.device != "cuda", "--device cuda is not there: use auto or cpu")
     if usable and arguments.device != "cpu":
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
+        task = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+        device = torch.device("cuda", int(task) % torch.cuda.device_count())
+        try:
+            torch.cuda.set_device(device)
+            torch.ones(2, device=device).sum().item()  # it may be too old, too new, full or taken
+        except RuntimeError as error:
+            raise UserError(f"GPU unusable ({error!s:.150}): see README or --device cpu") from None
         native = torch.cuda.is_bf16_supported(including_emulation=False)  # a T4 emulates it slowly
         precision = torch.bfloat16 if native else torch.float16
     else:
@@ -550,6 +556,7 @@ class Trainer:
         )
         for name, parameter in self.model.named_parameters():
             self.momentum[name] = torch.zeros_like(parameter)
+            # AdamW keeps other things: leave this line out. A resumed run then begins them anew.
             self.optimizer.state[parameter]["momentum_buffer"] = self.momentum[name]
 
     def step(self, plan):
@@ -569,6 +576,7 @@ class Trainer:
 
     def record(self, plan):
         """Record the step as a CUDA graph: launching its kernels one by one takes longer."""
+        # A random number of Python's or numpy's is recorded too: draw it with torch on the device.
         self.plan = plan.clone()  # each replay reads what it holds then
         self.graph = torch.cuda.CUDAGraph()
         try:
@@ -609,7 +617,8 @@ class Trainer:
 HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # accuracies in percent
 ADDED_LATER = {"padding": 4, "erasing": 0.0}  # what older files lack: the value in their training
 SAVE_SECONDS = 10  # shortest time between saves; on a fast GPU an epoch takes less than a save
-FIRST_PROCESS = os.environ.get("RANK", "0") == "0"  # the one of torchrun's that reports
+TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
+FIRST_PROCESS = not TORCHRUN or os.environ["RANK"] == "0"  # the one that reports at the start
 
 
 def check_constants(constants):
@@ -681,11 +690,11 @@ class Checkpoint:
     def accuracy(self):
         return self.history["test_accuracy"][-1]
 
-    def network(self, device):
+    def network(self, device, memory_format=torch.contiguous_format):
         """The network with these weights, ready for use: in evaluation mode and float32."""
         model = build_network(self.constants)
         model.load_state_dict(self.model)
-        return model.eval().to(device, memory_format=torch.channels_last)
+        return model.eval().to(device, memory_format=memory_format)
 
     def is_finite(self):
         history = torch.tensor([self.history[name] for name in HISTORY])
@@ -800,7 +809,7 @@ def train(checkpoint, path, data, precision, cuda_graph):
         else:  # a finished file is small, and its accuracy that of what it holds
             checkpoint.model = halved(trainer.model)
             checkpoint.momentum = {}
-            test_accuracy = evaluate(checkpoint.network(trainer.device), data)
+            test_accuracy = evaluate(checkpoint.network(trainer.device, torch.channels_last), data)
         seconds = time.perf_counter() - start
         numbers = (loss, train_accuracy, test_accuracy, seconds)
         for name, number in zip(HISTORY, numbers, strict=True):
@@ -812,6 +821,7 @@ def train(checkpoint, path, data, precision, cuda_graph):
         line = f"{title}, loss {loss:.4f}, train {train_accuracy:.2f}%, test {test_accuracy:.2f}%"
         left = timedelta(seconds=round((constants.epochs - epoch) * seconds))
         print(f"{line}, {seconds:.1f} s, {left} left")
+        # To stop early: checkpoint.save(path), then break. The same command would go on from there.
 
 
 def finish_and_test(run, constants, data, precision, arguments):
@@ -827,7 +837,7 @@ def finish_and_test(run, constants, data, precision, arguments):
                 if not checkpoint.finished:
                     cuda_graph = arguments.cuda_graph and data.device.type == "cuda"
                     train(checkpoint, path, data, precision, cuda_graph)
-        now = evaluate(checkpoint.network(data.device), data)
+        now = evaluate(checkpoint.network(data.device, torch.channels_last), data)
         print(f"{run}: test accuracy {now:.2f}% now, {checkpoint.accuracy:.2f}% when trained")
         return True
     except filelock.Timeout:
@@ -1028,7 +1038,7 @@ def print_and_draw(checkpoints, runs, data, folder):
         draw_curves(checkpoints, folder / "training_curves.png")
         for run in runs:
             if run in checkpoints and checkpoints[run].constants.ratio > 1:
-                network = checkpoints[run].network(data.device)
+                network = checkpoints[run].network(data.device, torch.channels_last)
                 draw_ghosts(run, network, data, folder / "ghost_visualization.png")
                 break
 
@@ -1058,9 +1068,9 @@ def main():
     for run, constants in runs.items():
         succeeded.append(finish_and_test(run, constants, data, precision, arguments))
     checkpoints_now, _ = read_all(arguments.checkpoint_dir)
-    if FIRST_PROCESS and checkpoints_now != checkpoints:
+    if checkpoints_now != checkpoints:  # of several processes, the last to end shows all
         print_and_draw(checkpoints_now, runs, data, arguments.image_dir)
-    if not all(succeeded) and "RANK" not in os.environ:  # torchrun would end the other processes
+    if not all(succeeded) and not TORCHRUN:  # which would end the other processes
         sys.exit(2)
 
 

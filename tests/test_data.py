@@ -84,7 +84,7 @@ def test_rectangles_are_distributed_as_torchvisions():
             torch.empty(3, 32, 32), defaults.scale, defaults.ratio, [defaults.value]
         )
         theirs.append((top, left, top + height, left + width))
-    ours = distributions(ghostnet.draw_rectangles(200_000, 1.0).numpy())
+    ours = distributions(ghostnet.draw_rectangles(200_000, (32, 32), 1.0).numpy())
     for name, expected in distributions(np.array(theirs)).items():
         # Equal distributions differ by more in one of a thousand such comparisons.
         assert abs(ours[name] - expected).max() < 0.0144, name
@@ -93,7 +93,7 @@ def test_rectangles_are_distributed_as_torchvisions():
 @pytest.mark.parametrize("probability", [0.1, 0.5, 1.0])
 def test_so_many_images_are_erased_and_each_has_a_rectangle_of_its_own(probability):
     torch.manual_seed(0)
-    rectangles = ghostnet.draw_rectangles(100_000, probability)
+    rectangles = ghostnet.draw_rectangles(100_000, (32, 32), probability)
     top, left, bottom, right = rectangles.unbind(1)
     erased = (bottom > top) & (right > left)
     assert erased.float().mean().item() == pytest.approx(probability, abs=0.008)
