@@ -11,12 +11,12 @@ from torch import nn
 import ghostnet
 
 
-def few_images(train=40, test=20, device="cpu"):
+def few_images(train=40, test=20, device="cpu", size=(32, 32)):
     """A Cifar10 as the script makes it, of images that lie in no file."""
     random = np.random.default_rng(0)
     parts = []
     for n in (train, test):
-        images = random.integers(256, size=(n, 32, 32, 3), dtype=np.uint8)
+        images = random.integers(256, size=(n, *size, 3), dtype=np.uint8)
         targets = random.integers(10, size=n).tolist()
         parts.append(SimpleNamespace(data=images, targets=targets))
     with mock.patch.object(ghostnet, "load_cifar10", return_value=parts):

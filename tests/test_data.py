@@ -35,17 +35,19 @@ def test_the_sets_are_torchvisions_and_a_network_is_tested_on_normalized_test_im
     torch.testing.assert_close(images, torch.stack([normalized(picture) for picture, _ in test]))
 
 
-@pytest.mark.parametrize("padding", [0, 1, 4])
-def test_every_crop_and_mirror_equals_torchvisions(padding):
+@pytest.mark.parametrize("padding, size", [
+    (0, (32, 32)), (1, (32, 32)), (4, (32, 32)), (4, (40, 48)),
+])
+def test_every_crop_and_mirror_equals_torchvisions(padding, size):
     positions = torch.arange(2 * padding + 1)
     choices = torch.cartesian_prod(positions, positions, torch.arange(2))
-    data = few_images(train=len(choices))
+    data = few_images(train=len(choices), size=size)
     plan = torch.column_stack([torch.arange(len(choices)).flip(0), choices])
     images, labels = data.train_batch(plan, padding)
     assert torch.equal(labels, data.train_labels.flip(0))
     for ours, (index, top, left, mirrored) in zip(images, plan.tolist(), strict=True):
         original = Image.fromarray(data.train_images[index].numpy())
-        picture = tv.crop(tv.pad(original, padding), top, left, 32, 32)
+        picture = tv.crop(tv.pad(original, padding), top, left, *size)
         if mirrored:
             picture = tv.hflip(picture)
         torch.testing.assert_close(ours, normalized(picture), atol=1e-5, rtol=1e-5)
@@ -75,16 +77,17 @@ def distributions(rectangles):
     return {name: np.cumsum(count) / len(rectangles) for name, count in counts.items()}
 
 
-def test_rectangles_are_distributed_as_torchvisions():
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_rectangles_are_distributed_as_torchvisions(size):
     torch.manual_seed(0)
     defaults = RandomErasing()
     theirs = []
     for _ in range(20_000):
         top, left, height, width, _ = RandomErasing.get_params(
-            torch.empty(3, 32, 32), defaults.scale, defaults.ratio, [defaults.value]
+            torch.empty(3, *size), defaults.scale, defaults.ratio, [defaults.value]
         )
         theirs.append((top, left, top + height, left + width))
-    ours = distributions(ghostnet.draw_rectangles(200_000, (32, 32), 1.0).numpy())
+    ours = distributions(ghostnet.draw_rectangles(200_000, size, 1.0).numpy())
     for name, expected in distributions(np.array(theirs)).items():
         # Equal distributions differ by more in one of a thousand such comparisons.
         assert abs(ours[name] - expected).max() < 0.0144, name
@@ -101,8 +104,9 @@ def test_so_many_images_are_erased_and_each_has_a_rectangle_of_its_own(probabili
     assert len(rectangles[erased].unique(dim=0)) > 0.5 * erased.sum()
 
 
-def test_the_pixels_in_an_image_s_rectangle_are_zero_and_all_others_as_without_erasing():
-    data = few_images(train=300)
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_the_pixels_in_an_image_s_rectangle_are_zero_and_all_others_as_without_erasing(size):
+    data = few_images(train=300, size=size)
     plan = data.epoch_plan(4, 0.5)
     images, _ = data.train_batch(plan, 4)
     expected, _ = data.train_batch(plan[:, :4], 4)
@@ -115,7 +119,7 @@ def test_the_pixels_in_an_image_s_rectangle_are_zero_and_all_others_as_without_e
                 image[:, row, column] = 0
                 erased += 1
     np.testing.assert_array_equal(images.numpy(), expected)
-    assert erased > 300 * 32 * 32 / 20  # about a twelfth
+    assert erased > expected[:, 0].size / 20  # about a twelfth
 
 
 def test_every_epoch_draws_other_rectangles_after_all_else():

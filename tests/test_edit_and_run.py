@@ -2,13 +2,17 @@
 
 import importlib.util
 import os
+import pickle
 import re
 import shutil
+from unittest import mock
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
-from tiny import ROOT, files
+from tiny import ROOT, at_step, files, interrupt
+from torchvision.datasets import CIFAR100
 
 import ghostnet
 
@@ -122,6 +126,36 @@ def test_a_network_of_ones_own_trains_or_is_one_line_that_says_where_to_add_it(s
         assert ": epoch " not in done.stdout
 
 
+def test_a_run_that_stops_early_as_the_script_says_is_saved_and_goes_on(script):
+    place = "        # To stop early: checkpoint.save(path), then break."
+    script.edit(place, f"        if epoch == 2:\n            checkpoint.save(path)\n"
+                       f"            break\n{place}")
+    done = script.call("resnet32", "--epochs", 3)
+    assert (done.returncode, done.stderr) == (0, "")
+    checkpoint = ghostnet.read_checkpoint(script.checkpoints / "resnet32-epochs3.pth")
+    assert checkpoint.epochs == 2 and "epoch 2/3" in done.stdout
+    assert "training from epoch 3" in script.call("resnet32", "--epochs", 3).stdout
+
+
+def test_another_optimizer_trains_where_one_line_is_left_out_as_the_script_says(
+    script, monkeypatch
+):
+    script.edit("torch.optim.SGD(", "torch.optim.AdamW(")
+    script.edit("self.lr, constants.momentum,", "self.lr,")
+    script.edit("nesterov=constants.momentum > 0, fused", "fused")
+    text = script.path.read_text()
+    (line,) = re.findall(r"# AdamW .*: leave this line out\..*\n(.*momentum_buffer.*\n)", text)
+    script.edit(line, "")
+    command = ("resnet32", "--epochs", 2, "--lr", 0.001)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", at_step(2, interrupt, torch.optim.AdamW))
+        assert script.call(*command).returncode == 130
+    done = script.call(*command)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "training from epoch 2" in done.stdout
+    assert "epoch 2/2" in done.stdout
+
+
 @pytest.mark.parametrize("old, new, limit", [
     ("PICTURE_MODULE = 1 ", "PICTURE_MODULE = 57 ", "57"),
     ("PICTURE_MODULE = 1 ", "PICTURE_MODULE = -1 ", "57"),
@@ -135,6 +169,33 @@ def test_a_picture_that_cannot_be_drawn_is_one_line_before_anything_trains(
     assert done.returncode == 2
     assert done.stderr == f"ghostnet.py: {new.split()[0]} must be in range(0, {limit})\n"
     assert ": epoch " not in done.stdout
+
+
+def test_cifar_100_is_two_edits_and_the_picture_names_one_of_its_classes(script, tmp_path):
+    folder = tmp_path / "cifar-100" / CIFAR100.base_folder
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    labels = {"train": 60 * [99], "test": 20 * [71]}
+    for name, fine in labels.items():
+        images = random.integers(0, 256, (len(fine), 3072), dtype=np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": images, "fine_labels": fine}))
+    names = [f"class {number}" for number in range(100)]
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
+    (script.path.parent / "data").rename(tmp_path / "cifar-10")
+
+    script.edit("datasets.CIFAR10\n", "datasets.CIFAR100\n")
+    script.edit('"automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")',
+                f'{str(names[1:])[1:-1]})')
+    titles = []
+    with (
+        mock.patch("torchvision.datasets.cifar.check_integrity", return_value=True),
+        mock.patch("matplotlib.axes.Axes.set_title", lambda _, title: titles.append(title)),
+    ):
+        done = script.call("gr_cosine", "--epochs", 1, "--data-dir", folder.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert titles == ["test image 12: class 71"]
+    checkpoint = ghostnet.torch.load(script.checkpoints / "gr_cosine-epochs1.pth")
+    assert checkpoint["model"]["fc.weight"].shape == (100, 64)
 
 
 def test_options_are_edits_and_one_equal_to_a_default_counts(shipped):
@@ -271,3 +332,23 @@ def test_a_gpu_that_this_torch_cannot_use_is_said(script, tmp_path, monkeypatch)
     assert "this torch cannot use the GPU that is here" in done.stderr
     assert script.call(*command).stderr == ""  # --device cpu is what was asked for
     assert "--device cuda is not there" in script.call(*command, "--device", "cuda").stderr
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile"),
+    RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable"),
+    torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 MiB"),
+])
+def test_a_gpu_that_is_there_and_fails_is_one_line_with_the_words_of_torch(
+    script, monkeypatch, error
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch, "ones", mock.Mock(side_effect=error))
+    done = script.call("resnet32", "--epochs", 1, "--device", "auto")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert " ".join(str(error).split()) in line
+    assert "README" in line and "--device cpu" in line

@@ -211,7 +211,12 @@ def test_a_cpu_is_named(cpu, monkeypatch, cpuinfo, name):
 
 
 @pytest.mark.parametrize("native, given", [(True, BFLOAT16), (False, FLOAT16)])
-def test_a_gpu_trains_in_the_best_precision_that_it_does_not_emulate(monkeypatch, native, given):
+@pytest.mark.parametrize("tasks", [  # processes take the GPUs in turn
+    {"LOCAL_RANK": "3"}, {"SLURM_LOCALID": "1"}, {"LOCAL_RANK": "1", "SLURM_LOCALID": "0"},
+])
+def test_a_gpu_trains_in_the_best_precision_that_it_does_not_emulate(
+    monkeypatch, native, given, tasks
+):
     def is_bf16_supported(including_emulation=True):
         return native or including_emulation
 
@@ -219,7 +224,9 @@ def test_a_gpu_trains_in_the_best_precision_that_it_does_not_emulate(monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", set_device := mock.Mock())
-    monkeypatch.setenv("LOCAL_RANK", "3")  # processes take the GPUs in turn
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1))
+    for name, value in tasks.items():
+        monkeypatch.setenv(name, value)
     assert ghostnet.pick_hardware(Arguments()) == (torch.device("cuda", 1), given)
     set_device.assert_called_once_with(torch.device("cuda", 1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

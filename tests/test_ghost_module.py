@@ -97,6 +97,15 @@ def test_converted_module_computes_the_same_on_another_batch(convert):
         torch.testing.assert_close(converted(x), module(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_cut_is_by_a_constant_which_every_converter_understands():
+    """CoreML's refuses a narrow() whose length is a tensor's size."""
+    module = GhostModule(3, 7, 3, ratio=3)
+    traced = torch.jit.trace(module, torch.rand(2, 3, 6, 6))
+    assert "aten::narrow" in str(traced.graph)
+    assert "aten::size" not in str(traced.graph)
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "circular"])
 def test_shape_and_attributes_are_those_of_a_convolution(geometry, padding_mode):

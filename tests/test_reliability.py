@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import itertools
 import os
 import random
 import re
@@ -14,7 +13,7 @@ import filelock
 import pytest
 import reliability
 import torch
-from tiny import Script, files
+from tiny import Script, at_step, files, interrupt
 from torchvision.datasets import CIFAR10
 
 import ghostnet
@@ -22,23 +21,6 @@ import ghostnet
 RUN = ("resnet32", "--epochs", 1)
 HALF = ("resnet32", "--epochs", 2, "--batch-size", 25)  # two steps an epoch
 HALF_NAME = "resnet32-epochs2-batch_size25.pth"
-
-
-def at_step(number, act):
-    """An optimizer's step before which, the time of this number, something happens."""
-    step = torch.optim.SGD.step
-    taken = itertools.count(1)
-
-    def acting(optimizer):
-        if next(taken) == number:
-            act(optimizer)
-        step(optimizer)
-
-    return acting
-
-
-def interrupt(_):
-    raise KeyboardInterrupt
 
 
 def complaint(done, code=2):
@@ -112,10 +94,24 @@ def test_too_little_memory_is_one_line_and_costs_one_run(known, monkeypatch):
     done = known.call("resnet56", "resnet32", "--epochs", 1)
     assert "resnet56-epochs1: too little GPU memory: try a smaller" in complaint(done)
     assert "resnet32-epochs1: test accuracy" in done.stdout
-    monkeypatch.setenv("RANK", "1")  # torchrun would end its other processes
-    monkeypatch.setattr(torch.optim.SGD, "step", at_step(1, fail))
+
+
+@pytest.mark.parametrize("variables, code", [
+    ({"RANK": "1"}, 2),  # as a cluster sets it
+    ({"RANK": "1", "TORCHELASTIC_RUN_ID": "none"}, 0),  # torchrun would end its other processes
+])
+def test_a_failure_is_an_exit_code_unless_torchrun_would_end_others_by_it(
+    known, monkeypatch, variables, code
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (known.checkpoints / "resnet56-epochs1.pth").write_bytes(b"")
     done = known.call("resnet56", "resnet32", "--epochs", 1)
-    assert "resnet56-epochs1: too little GPU memory: try a smaller" in complaint(done, 0)
+    assert done.returncode == code
+    assert "resnet56-epochs1.pth is no checkpoint" in done.stderr
+    assert "resnet32-epochs1: test accuracy" in done.stdout
+    shown = "| resnet32-epochs1 " in done.stdout  # at the start, by the first of torchrun's alone
+    assert shown == (code == 2)
 
 
 # ----------------------------------------------------------------------------------- damaged files
@@ -161,23 +157,49 @@ def test_the_file_of_another_network_or_seed_is_refused_and_stays(other, known):
 def test_processes_share_a_first_start_and_a_list_of_runs_and_train_each_once(script):
     for what, survived in reliability.first_starts(script, 2):
         assert survived, what
-    meeting = script.folder / "torchrun"
+
+
+def torchrun(script, number, *command):
+    """What processes of torchrun that begin together print of a command."""
+    meeting = script.folder / f"meeting of {number}"
     meeting.mkdir()
-    bad = script.checkpoints / "resnet32-epochs1-seed2.pth"
-    bad.write_bytes(b"")  # whoever takes it fails, and ends no other
     done = script.run(
-        *(*RUN, "--seeds", 2, 3, 4),
+        *command,
         patches="quick,meet",
-        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)),
         MEETING=str(meeting),
-        NUMBER="2",
+        NUMBER=str(number),
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_run_that_fails_ends_none_of_torchruns_other_processes(script):
+    bad = script.checkpoints / "resnet32-epochs1-seed2.pth"
+    bad.write_bytes(b"")  # whoever takes it fails
+    done = torchrun(script, 2, *RUN, "--seeds", 2, 3, 4)
     assert f"{bad} is no checkpoint" in done.stderr
     assert done.stdout.count(": epoch 1/1") == 2
     # One of the processes reports: on two networks, and on what three runs are.
     assert done.stdout.count("results:") == 2
     assert done.stdout.count(" is resnet32 with ") == 3
+
+
+@pytest.mark.parametrize("number, runs", [
+    (2, {"resnet56": 1}), (2, {"resnet56": 9, "resnet32": 1}), (3, {"resnet56": 1, "resnet32": 9}),
+])
+def test_the_last_table_of_several_processes_holds_all_runs_and_there_are_pictures(
+    script, number, runs
+):
+    for run, epochs in runs.items():
+        script.edit(f'    "{run}": Constants(', f'    "{run}": Constants(epochs={epochs}, ')
+    done = torchrun(script, number, *runs)
+    assert done.stderr == ""
+    last_table = done.stdout[done.stdout.rindex("| run ") :]
+    for run, epochs in runs.items():
+        assert done.stdout.count(f"{run}: epoch {epochs}/{epochs}") == 1
+        assert re.search(rf"^\| {run} .* {epochs}/{epochs} ", last_table, re.M)
+    assert {path.name for path in script.images.glob("*.png")} == {"training_curves.png"}
 
 
 def test_a_locked_run_is_passed_over_and_a_finished_one_tested_without_its_lock(known):

@@ -15,6 +15,7 @@ from few import few_images, small_network, train, weights
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 import ghostnet
@@ -114,6 +115,20 @@ def test_a_run_without_erasing_is_to_the_bit_one_that_knows_none(small):
     assert losses == reference_losses
     assert torch.equal(end, reference)
     assert not torch.equal(end, erased)
+
+
+def test_images_of_another_size_are_trained_on_and_tested_as_they_are(tmp_path):
+    seen = []
+
+    def watched_network(constants):
+        model = ghostnet.ResNet(8)
+        model.register_forward_pre_hook(lambda _, images: seen.append(images[0].shape[2:]))
+        return model
+
+    constants = Constants(epochs=1, erasing=1.0, batch_size=40)
+    with mock.patch.object(ghostnet, "build_network", watched_network):
+        train(tmp_path / "run.pth", constants, few_images(size=(48, 48)))
+    assert seen == [(48, 48), (48, 48)]  # a step, and the evaluation
 
 
 def test_the_steps_of_an_epoch_move_a_bar_on_a_terminal(small, monkeypatch, capsys):
@@ -289,6 +304,34 @@ def test_what_does_not_fit_float16_is_kept_in_float32(tmp_path, monkeypatch):
     network = saved.network(CPU)
     assert not network.training
     assert torch.equal(network[1].running_var, run.model["1.running_var"])
+
+
+def test_a_trained_network_goes_to_other_tools_and_the_script_s_own_is_channels_last(
+    tmp_path, monkeypatch
+):
+    tested = []
+    evaluate = ghostnet.evaluate
+
+    def watched(model, *arguments):
+        weight = model.conv1.primary_conv.weight
+        tested.append(weight.is_contiguous(memory_format=torch.channels_last))
+        return evaluate(model, *arguments)
+
+    monkeypatch.setattr(ghostnet, "evaluate", watched)
+    run = train(tmp_path / "run.pth", Constants(epochs=2), few_images())
+    arguments = Arguments(checkpoint_dir=tmp_path)
+    ghostnet.finish_and_test("run", run.constants, few_images(), torch.float32, arguments)
+    assert tested == 3 * [True]
+
+    network = ghostnet.read_checkpoint(tmp_path / "run.pth").network(CPU)
+    for tensor in network.state_dict().values():  # what safetensors asks for
+        assert tensor.is_contiguous()
+    maps = network.conv1(few_images().normalize(few_images().test_images).contiguous())
+    assert maps.view(20, -1).shape == (20, 16 * 32 * 32)
+    prune.l1_unstructured(network.fc, "weight", 0.5)
+    prune.global_unstructured([(network.conv1.primary_conv, "weight")], prune.L1Unstructured,
+                              amount=0.5)
+    assert (network.conv1.primary_conv.weight == 0).float().mean() == 0.5
 
 
 LEAST = {"ratio": 1, "dw_kernel_size": 1, "epochs": 1, "batch_size": 1, "seed": 0, "lr": 1e-9,

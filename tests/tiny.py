@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import pickle
 import runpy
@@ -118,6 +119,23 @@ class Script:
 def finish(process):
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def at_step(number, act, optimizer_class=torch.optim.SGD):
+    """An optimizer's step before which, the time of this number, something happens."""
+    step = optimizer_class.step
+    taken = itertools.count(1)
+
+    def acting(optimizer):
+        if next(taken) == number:
+            act(optimizer)
+        step(optimizer)
+
+    return acting
+
+
+def interrupt(_):
+    raise KeyboardInterrupt
 
 
 def files(folder):
