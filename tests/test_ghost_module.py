@@ -55,22 +55,24 @@ def test_module_costs_what_the_papers_equations_say(s, d, k):
     assert flops == n // s * h * w * c * k * k + (s - 1) * n // s * h * w * d * d
 
 
+ANY_BATCH = ({0: torch.export.Dim("batch")},)
+
+
 def compiled(module, x):
     torch.compiler.reset()  # a function is compiled a few times only, and other tests count
     return torch.compile(module, fullgraph=True, backend="aot_eager")
 
 
 def exported(module, x):
-    shapes = ({0: torch.export.Dim("batch")},)
-    return torch.export.export(module, (x,), dynamic_shapes=shapes).module()
+    return torch.export.export(module, (x,), dynamic_shapes=ANY_BATCH).module()
 
 
 def onnx_session(module, x):
     pytest.importorskip("onnxscript", reason="see requirements-dev.txt")
     onnxruntime = pytest.importorskip("onnxruntime", reason="see requirements-dev.txt")
     file = io.BytesIO()
-    shapes = ({0: "batch"},)
-    torch.onnx.export(module, (x,), dynamo=True, verbose=False, dynamic_shapes=shapes).save(file)
+    options = {"dynamo": True, "verbose": False, "dynamic_shapes": ANY_BATCH}
+    torch.onnx.export(module, (x,), **options).save(file)
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
