@@ -144,7 +144,7 @@ def test_another_optimizer_trains_where_one_line_is_left_out_as_the_script_says(
     script.edit("self.lr, constants.momentum,", "self.lr,")
     script.edit("nesterov=constants.momentum > 0, fused", "fused")
     text = script.path.read_text()
-    (line,) = re.findall(r"# AdamW .*: leave this line out\..*\n(.*momentum_buffer.*\n)", text)
+    (line,) = re.findall(r"# AdamW .*: leave this line out;.*\n(.*momentum_buffer.*\n)", text)
     script.edit(line, "")
     command = ("resnet32", "--epochs", 2, "--lr", 0.001)
     with monkeypatch.context() as patch:
