@@ -556,7 +556,7 @@ class Trainer:
         )
         for name, parameter in self.model.named_parameters():
             self.momentum[name] = torch.zeros_like(parameter)
-            # AdamW (capturable=True on a GPU): leave this line out; it then begins anew at a resume.
+            # AdamW (capturable=True on a GPU): leave this line out; a resume then begins it anew.
             self.optimizer.state[parameter]["momentum_buffer"] = self.momentum[name]
 
     def step(self, plan):
