@@ -1083,8 +1083,8 @@ def run_as_script(main):
     except KeyboardInterrupt:
         complain("stopped; the same command goes on from the last save")
         sys.exit(130)
-    except (UserError, OSError, NotImplementedError) as error:  # the last: a disk without locks
-        complain(str(error))
+    except (UserError, OSError, NotImplementedError, torch.OutOfMemoryError) as error:
+        complain(str(error))  # NotImplementedError is raised by a disk without locks
         sys.exit(2)
 
 

@@ -352,3 +352,11 @@ def test_a_gpu_that_is_there_and_fails_is_one_line_with_the_words_of_torch(
     (line,) = done.stderr.splitlines()
     assert " ".join(str(error).split()) in line
     assert "README" in line and "--device cpu" in line
+
+
+def test_a_gpu_with_too_little_memory_for_the_data_is_one_line(script, monkeypatch):
+    error = torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 146.00 MiB")
+    monkeypatch.setattr(torch, "from_numpy", mock.Mock(side_effect=error))
+    done = script.call("resnet32", "--epochs", 1)
+    assert done.returncode == 2
+    assert done.stderr == "ghostnet.py: CUDA out of memory. Tried to allocate 146.00 MiB\n"
