@@ -194,7 +194,7 @@ def test_cifar_100_is_two_edits_and_the_picture_names_one_of_its_classes(script,
         done = script.call("gr_cosine", "--epochs", 1, "--data-dir", folder.parent)
     assert (done.returncode, done.stderr) == (0, "")
     assert titles == ["test image 12: class 71"]
-    checkpoint = ghostnet.torch.load(script.checkpoints / "gr_cosine-epochs1.pth")
+    checkpoint = torch.load(script.checkpoints / "gr_cosine-epochs1.pth")
     assert checkpoint["model"]["fc.weight"].shape == (100, 64)
 
 
