@@ -60,6 +60,7 @@ class Constants:
     network: Literal["resnet32", "resnet56", "vgg16"] = "resnet56"  # network with ghost modules
     ratio: int = 2  # s in the paper: all maps / intrinsic maps; 1 keeps the ordinary convolutions
     dw_kernel_size: int = 3  # d in the paper: kernel size of the cheap convolution, odd
+    norm_inside: bool = False  # batch norm and ReLU in the ghost modules, as in the authors' code
     schedule: Literal["cosine", "multistep"] = "cosine"  # learning rate: cosine to zero, or steps
     milestones: tuple[int, ...] = (100, 150)  # epochs after which multistep divides lr by 10
     epochs: int = 200  # passes over the training images
@@ -101,6 +102,8 @@ EXPERIMENTS = {
     "gr_s5": Constants(ratio=5),
     "gr_s10": Constants(ratio=10, dw_kernel_size=5),
     "gr_s20": Constants(ratio=20, dw_kernel_size=5),
+    "gr_inside": Constants(norm_inside=True),  # with the authors' own ghost module
+    "gv_inside": Constants(network="vgg16", norm_inside=True),
     # With random erasing, which is not the paper's training (Zhong et al., arXiv 1708.04896).
     "gr_erasing": Constants(erasing=0.5),
     "gv_erasing": Constants(network="vgg16", erasing=0.5),
@@ -141,8 +144,8 @@ class GhostModule(nn.Module):
             the others are their ghosts
         dw_kernel_size: d, odd; kernel size of the depthwise convolution that makes the ghosts
     Shapes: (N, in_channels, H, W) -> (N, out_channels, H', W') as nn.Conv2d. Normalization and
-    activation are not inside: the network's own follow. Raises ValueError for other ratios and
-    kernel sizes, and what nn.Conv2d raises.
+    activation are not inside, unless put_inside puts them there: the network's own follow. Raises
+    ValueError for other ratios and kernel sizes, and what nn.Conv2d raises.
     """
 
     in_channels = of_primary_conv("in_channels")
@@ -181,15 +184,23 @@ class GhostModule(nn.Module):
                 intrinsic, ghosts, self.dw_kernel_size, padding=self.dw_kernel_size // 2,
                 groups=intrinsic, bias=bias, padding_mode=padding_mode, device=device, dtype=dtype,
             )
+        self.primary_norm = nn.Sequential()  # put_inside fills them
+        self.cheap_norm = nn.Sequential()
+
+    def put_inside(self, make_layer):
+        """Put make_layer(number of maps), as nn.BatchNorm2d, after each of the two convolutions."""
+        self.primary_norm.append(make_layer(self.primary_conv.out_channels))
+        if self.cheap_operation is not None:
+            self.cheap_norm.append(make_layer(self.out_channels - self.primary_conv.out_channels))
 
     def forward(self, x):
-        intrinsic = self.primary_conv(x)
+        intrinsic = self.primary_norm(self.primary_conv(x))
         if self.cheap_operation is None:
             return intrinsic
         ghosts = self.cheap_operation(intrinsic)
         if self.surplus > 0:  # narrowing nothing would cost a copy in the backward pass
             ghosts = ghosts.narrow(-3, 0, self.out_channels - self.primary_conv.out_channels)
-        return torch.cat([intrinsic, ghosts], dim=-3)
+        return torch.cat([intrinsic, self.cheap_norm(ghosts)], dim=-3)
 
 
 def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
@@ -276,6 +287,7 @@ class BasicBlock(nn.Module):
         stride = out_channels // in_channels
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
+        self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.Sequential()
@@ -284,7 +296,7 @@ class BasicBlock(nn.Module):
             self.shortcut.append(nn.BatchNorm2d(out_channels))
 
     def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.relu1(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
@@ -295,6 +307,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
+        self.relu1 = nn.ReLU()
         self.blocks = nn.Sequential()
         in_channels = 16
         for width in (16, 32, 64):
@@ -304,7 +317,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(64, len(CLASSES))
 
     def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.relu1(self.bn1(self.conv1(x)))
         out = self.blocks(out)
         return self.fc(out.mean(dim=(2, 3)))
 
@@ -331,6 +344,23 @@ class VGG16(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
+def move_norms_inside(block):
+    """Move the batch norm and ReLU that a block registers after a ghost module into the module.
+
+    They work map by map, so all that this changes is what the cheap operation reads.
+    """
+    makers = {nn.BatchNorm2d: nn.BatchNorm2d, nn.ReLU: lambda _maps: nn.ReLU(inplace=True)}
+    ghost = None
+    for name, layer in block.named_children():
+        if isinstance(layer, GhostModule):
+            ghost = layer
+        elif ghost is not None and type(layer) in makers:
+            ghost.put_inside(makers[type(layer)])
+            setattr(block, name, nn.Identity())
+        else:
+            ghost = None
+
+
 def build_network(constants):
     """The network of a run, newly initialized."""
     name = constants.network
@@ -343,6 +373,8 @@ def build_network(constants):
         raise UserError(f"build_network cannot build {name}: add it there")
     if constants.ratio > 1:
         replace_conv_with_ghost(model, constants.ratio, constants.dw_kernel_size)
+        if constants.norm_inside:
+            model.apply(move_norms_inside)
     # He's initialization. torch's own weights are 2.4 times smaller, which before a batch norm acts
     # as a 6 times higher learning rate.
     for layer in model.modules():
@@ -615,7 +647,8 @@ class Trainer:
 # ---------- runs and their files
 # A run is a set of constants with a name of its own. It is saved to a file and goes on from it.
 HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # accuracies in percent
-ADDED_LATER = {"padding": 4, "erasing": 0.0}  # what older files lack: the value in their training
+# What older files lack, with the value in their training.
+ADDED_LATER = {"padding": 4, "erasing": 0.0, "norm_inside": False}
 SAVE_SECONDS = 10  # shortest time between saves; on a fast GPU an epoch takes less than a save
 TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
 FIRST_PROCESS = not TORCHRUN or os.environ["RANK"] == "0"  # the one that reports at the start
@@ -627,7 +660,7 @@ def check_constants(constants):
         "ratio": (1, 512), "dw_kernel_size": (1, 13), "epochs": (1, 10**5), "lr": (1e-9, 1e9),
         "momentum": (0.0, 0.9999), "weight_decay": (0.0, 1e3), "cheap_weight_decay": (0.0, 1e3),
         "batch_size": (1, 50_000), "padding": (0, 31), "erasing": (0.0, 1.0),
-        "seed": (0, 2**31 - 1),
+        "seed": (0, 2**31 - 1), "norm_inside": (False, True),
     }
     for name, (low, high) in limits.items():
         value = getattr(constants, name)
@@ -992,7 +1025,9 @@ def draw_ghosts(run, model, data, path):
         correlation = torch.corrcoef(pair)[0, 1].nan_to_num()  # 0 for a blank ghost
         bottom.set_xlabel(f"correlation\n{correlation:+.2f}")
     right.colorbar(colors, ax=grid[1], aspect=12)
-    right.suptitle(f"{run}, layer {name}: {columns} of its {len(ghosts)} ghosts")
+    title = f"{run}, layer {name}: {columns} of its {len(ghosts)} ghosts"
+    inside = " and ".join(type(layer).__name__ for layer in module.cheap_norm)
+    right.suptitle(f"{title}, after {inside}" if inside else title)
     write_atomically(path, lambda file: figure.savefig(file, dpi=150, format="png"))
 
 

@@ -55,6 +55,26 @@ def test_module_costs_what_the_papers_equations_say(s, d, k):
     assert flops == n // s * h * w * c * k * k + (s - 1) * n // s * h * w * d * d
 
 
+def test_layers_put_inside_follow_the_convolutions_in_the_order_in_which_they_come():
+    module = GhostModule(3, 7, 3, padding=1, ratio=3, dw_kernel_size=5)  # 3 intrinsic, 4 ghosts
+    alone = GhostModule(3, 7, 3, padding=1, ratio=1)  # no ghosts
+    for ghost in (module, alone):
+        ghost.put_inside(lambda maps: nn.GroupNorm(maps, maps))
+        ghost.put_inside(lambda maps: nn.PReLU(maps, init=0.1))
+    x = torch.rand(2, 3, 6, 6)
+
+    def inside(maps):
+        return F.leaky_relu(F.instance_norm(maps), 0.1)
+
+    intrinsic = inside(F.conv2d(x, **dict(module.primary_conv.named_parameters()), padding=1))
+    cheap = dict(module.cheap_operation.named_parameters())
+    ghosts = inside(F.conv2d(intrinsic, **cheap, padding=2, groups=3)[:, :4])
+    torch.testing.assert_close(module(x), torch.cat([intrinsic, ghosts], dim=1))
+    ordinary = F.conv2d(x, **dict(alone.primary_conv.named_parameters()), padding=1)
+    torch.testing.assert_close(alone(x), inside(ordinary))
+    assert all(parameter.numel() > 0 for parameter in alone.parameters())
+
+
 ANY_BATCH = ({0: torch.export.Dim("batch")},)
 
 
@@ -90,8 +110,10 @@ CONVERSIONS = {
 @pytest.mark.parametrize("convert", CONVERSIONS.values(), ids=CONVERSIONS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_converted_module_computes_the_same_on_another_batch(convert):
-    """All three ways through forward: with a cut, without one, and without ghosts."""
+    """All ways through forward: with a cut and norms inside, without, and without ghosts."""
     cut = GhostModule(3, 7, 3, stride=2, padding=1, ratio=3)
+    cut.put_inside(nn.BatchNorm2d)
+    cut.put_inside(lambda _maps: nn.ReLU(inplace=True))
     module = nn.Sequential(cut, GhostModule(7, 8, 1), GhostModule(8, 3, 1, ratio=1)).eval()
     x = torch.rand(4, 3, 6, 6)
     converted = convert(module, x[:2])

@@ -1,6 +1,7 @@
-"""The networks against torchvision's, the paper's counts and He's initialization."""
+"""The networks against torchvision's, the paper's counts, He's initialization and the authors'."""
 
 import copy
+import itertools
 import math
 from dataclasses import replace
 
@@ -57,6 +58,7 @@ ARCHITECTURES = {
     "gv_s3": f"{VGG} s=3", "gv_s4": f"{VGG} s=4", "gv_s5": f"{VGG} s=5",
     "gr_s3": f"{RESNET} s=3", "gr_s5": f"{RESNET} s=5",
     "gr_s10": f"{RESNET} s=10 d=5", "gr_s20": f"{RESNET} s=20 d=5",
+    "gr_inside": RESNET, "gv_inside": VGG,
     "gr_erasing": RESNET, "gv_erasing": VGG, "resnet32_erasing": "resnet32",
 }  # fmt: skip
 
@@ -68,7 +70,8 @@ def test_experiments_are_the_papers_networks_and_sweeps_in_one_recipe_and_two_sc
         recipe = replace(run, network="resnet56", ratio=2, dw_kernel_size=3)
         schedule = "multistep" if name == "gr_multistep" else "cosine"
         erasing = 0.5 if name.endswith("_erasing") else 0.0
-        assert recipe == Constants(schedule=schedule, erasing=erasing)
+        inside = name.endswith("_inside")
+        assert recipe == Constants(norm_inside=inside, schedule=schedule, erasing=erasing)
 
 
 def test_the_accuracies_beside_ours_are_those_of_the_papers_tables():
@@ -119,3 +122,94 @@ def test_convolutions_of_a_new_network_have_he_s_standard_deviation(network):
     assert convolutions == {"resnet56": 2 * 57, "vgg16": 2 * 13}[network]
     alone = GhostModule(64, 64, 3).primary_conv.weight
     assert alone.std().item() == pytest.approx(1 / math.sqrt(3 * 9 * 64), rel=0.05)
+
+
+def authors_module(ghost, x, relu):
+    """What the authors' ghost module computes: batch norm, and ReLU, after each convolution."""
+
+    def after(maps, norm):
+        mean, variance = norm.running_mean.clone(), norm.running_var.clone()
+        maps = F.batch_norm(maps, mean, variance, norm.weight, norm.bias, norm.training)
+        return maps.clamp(min=0) if relu else maps
+
+    conv, cheap = ghost.primary_conv, ghost.cheap_operation
+    maps = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+    intrinsic = after(maps, ghost.primary_norm[0])
+    n, d = intrinsic.shape[1], cheap.kernel_size[0]
+    maps = F.conv2d(intrinsic, cheap.weight, None, padding=d // 2, groups=n)
+    ghosts = after(maps[:, : ghost.out_channels - n], ghost.cheap_norm[0])
+    return torch.cat([intrinsic, ghosts], dim=1)
+
+
+def random_norms(model):
+    """The model with batch norms that differ in all they hold."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+    return model
+
+
+WITH_INSIDE = [(n, s, d) for n in ("resnet56", "vgg16") for s, d in ((2, 3), (3, 5), (10, 7))]
+
+
+@pytest.mark.parametrize("network, ratio, d", WITH_INSIDE)
+@pytest.mark.parametrize("training", [True, False])
+def test_with_norms_inside_every_ghost_module_is_the_authors(network, ratio, d, training):
+    model = random_norms(build_network(Constants(network, ratio, d, norm_inside=True)))
+    model.train(training)
+    seen = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, GhostModule):
+            layer.register_forward_hook(lambda *call, name=name: seen.update({name: call}))
+    with torch.no_grad():
+        expected = copy.deepcopy(model)
+        model(torch.randn(4, 3, 32, 32))
+        for name, (_, (x,), maps) in seen.items():
+            relu = not name.endswith(("conv2", "shortcut.0"))
+            assert_close(maps, authors_module(expected.get_submodule(name), x, relu))
+    assert len(seen) >= {"resnet56": 54, "vgg16": 12}[network]  # up to three layers stay
+
+
+@pytest.mark.parametrize("network, ratio, d", WITH_INSIDE)
+def test_norms_that_are_inside_are_nowhere_else_and_other_convolutions_keep_theirs(
+    network, ratio, d
+):
+    model = random_norms(build_network(Constants(network, ratio, d, norm_inside=True))).eval()
+    x = images = torch.randn(2, 3, 32, 32)
+
+    def maps_of(conv, norm, x):
+        return conv(x) if isinstance(conv, GhostModule) else norm(conv(x))
+
+    if network == "vgg16":
+        layers = [*model.features]
+        for conv, norm in itertools.pairwise(layers):
+            if isinstance(conv, nn.MaxPool2d):
+                x = conv(x)
+            elif isinstance(conv, GhostModule | nn.Conv2d):
+                x = F.relu(maps_of(conv, norm, x))
+        expected = model.classifier(layers[-1](x).flatten(1))
+    else:
+        x = F.relu(maps_of(model.conv1, model.bn1, x))
+        for block in model.blocks:
+            shortcut = maps_of(*block.shortcut, x) if len(block.shortcut) else x
+            x = F.relu(maps_of(block.conv1, block.bn1, x))
+            x = F.relu(maps_of(block.conv2, block.bn2, x) + shortcut)
+        expected = model.fc(x.mean(dim=(2, 3)))
+    assert_close(model(images), expected)
+
+
+@pytest.mark.parametrize("name", ghostnet.EXPERIMENTS)
+def test_norms_inside_change_no_count_and_no_weight_of_a_convolution_at_the_start(name):
+    networks = []
+    for inside in (False, True):
+        torch.manual_seed(0)
+        constants = replace(ghostnet.EXPERIMENTS[name], norm_inside=inside)
+        networks.append(build_network(constants))
+    counts = [count(network, torch.zeros(1, 3, 32, 32))[""] for network in networks]
+    assert counts[0] == counts[1]
+    weights = []
+    for network in networks:
+        named = network.named_parameters()
+        weights.append({name: weight for name, weight in named if weight.ndim > 1})
+    assert_close(*weights, rtol=0, atol=0)

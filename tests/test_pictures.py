@@ -80,6 +80,23 @@ def test_below_each_intrinsic_map_are_a_kernel_and_the_ghost_that_it_makes(tmp_p
         assert printed == pytest.approx(correlation, abs=0.006)
 
 
+def test_the_title_says_what_is_done_to_the_maps_inside_of_a_ghost_module(
+    tmp_path, figures, monkeypatch
+):
+    checkpoint = run(Constants(norm_inside=True), 90.0)
+    titles = []
+    for module in (1, 2):  # the two of the first block: a ReLU follows in it after the first alone
+        monkeypatch.setattr(ghostnet, "PICTURE_MODULE", module)
+        ghostnet.print_and_draw({"gr_inside": checkpoint}, ["gr_inside"], few_images(), tmp_path)
+        (title,) = figures["ghost_visualization.png"].subfigs[1].texts
+        titles.append(title.get_text())
+    layer = "gr_inside, layer blocks.0.conv"
+    assert titles == [
+        f"{layer}1: 8 of its 8 ghosts, after BatchNorm2d and ReLU",
+        f"{layer}2: 8 of its 8 ghosts, after BatchNorm2d",
+    ]
+
+
 def test_curves_are_the_test_accuracy_and_the_loss_of_each_run_by_epoch(tmp_path, figures):
     checkpoints = {
         "a": run(Constants(epochs=3), 50.0, 62.0),

@@ -13,7 +13,7 @@ import filelock
 import pytest
 import reliability
 import torch
-from tiny import Script, at_step, files, interrupt
+from tiny import Script, at_step, files, interrupt, option_words
 from torchvision.datasets import CIFAR10
 
 import ghostnet
@@ -277,26 +277,25 @@ resnet101; ../gr_cosine; 0.1; --frehs; --lr=0.1=0.2; --network alexnet; --networ
 --lr 0; --lr -1; --lr nan; --lr inf; --momentum 1; --momentum nan; --weight-decay -1e-4; --seed -1
 --cheap-weight-decay inf; --batch-size 0; --batch-size 50001; --seed 2147483648; --seeds 0 -1
 --padding 32; --padding -1; --padding 1.5; --erasing 1.5; --erasing -1; --erasing nan
---device tpu; --precision float64; --fresh
+--device tpu; --precision float64; --fresh; --norm-inside yes
 """
 
 
 CHANGED = {
-    "network": "vgg16", "ratio": 3, "dw_kernel_size": 5, "schedule": "multistep",
-    "milestones": (1, 2), "epochs": 30, "lr": 0.05, "momentum": 0.8, "weight_decay": 1e-4,
-    "cheap_weight_decay": 5e-4, "batch_size": 64, "padding": 2, "erasing": 0.25,
-    "seed": 1,
+    "network": "vgg16", "ratio": 3, "dw_kernel_size": 5, "norm_inside": True,
+    "schedule": "multistep", "milestones": (1, 2), "epochs": 30, "lr": 0.05, "momentum": 0.8,
+    "weight_decay": 1e-4, "cheap_weight_decay": 5e-4, "batch_size": 64, "padding": 2,
+    "erasing": 0.25, "seed": 1,
 }
 
 
 def test_every_constant_that_is_changed_is_in_the_name_of_the_run():
     assert CHANGED.keys() == vars(ghostnet.Constants()).keys()
     for key, value in CHANGED.items():
-        option = "--" + key.replace("_", "-")
-        words = str(value).strip("()").split(", ")
-        runs = reliability.try_command_line(["gr_cosine", option, *words])
+        runs = reliability.try_command_line(["gr_cosine", *option_words(key, value)])
         expected = replace(ghostnet.Constants(), **{key: value})
-        assert runs == {f"gr_cosine-{key}{'_'.join(words)}": expected}
+        text = "1_2" if key == "milestones" else value
+        assert runs == {f"gr_cosine-{key}{text}": expected}
 
 
 def test_any_command_line_is_runs_with_names_of_their_own_or_a_refusal():

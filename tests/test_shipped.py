@@ -9,6 +9,7 @@ import comparison
 import pytest
 import torch
 import tyro
+from tiny import option_words
 
 import ghostnet
 from ghostnet import Checkpoint, Constants
@@ -38,8 +39,7 @@ def test_a_shipped_run_is_finished_and_named_as_the_script_names_it(folder, name
     constants = folder[name].constants
     command = ["ghostnet.py", name.split("-")[0]]
     for key, value in asdict(constants).items():
-        command.append("--" + key.replace("_", "-"))
-        command.extend(str(value).strip("()").split(", "))
+        command += option_words(key, value)
     monkeypatch.setattr("sys.argv", command)
     assert ghostnet.name_runs(tyro.cli(ghostnet.Arguments), folder) == {name: constants}
 

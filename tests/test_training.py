@@ -56,8 +56,10 @@ def test_schedules_are_those_of_torch(constants, scheduler):
         theirs.step()
 
 
-def test_an_epoch_is_plain_sgd_with_nesterov_momentum_and_two_weight_decays(small):
-    constants = replace(small, weight_decay=0.3, cheap_weight_decay=0.1)
+@pytest.mark.parametrize("norm_inside", [False, True])
+def test_an_epoch_is_plain_sgd_with_nesterov_momentum_and_two_weight_decays(small, norm_inside):
+    decays = {"weight_decay": 0.3, "cheap_weight_decay": 0.1}
+    constants = replace(small, norm_inside=norm_inside, **decays)
     data = few_images()
     trainer = Trainer(constants, data, torch.float32)
     model = copy.deepcopy(trainer.model)
@@ -245,7 +247,8 @@ def test_a_seed_repeats_an_initialization_and_every_seed_draws_another(small):
 
 
 @pytest.mark.parametrize("constants", [
-    SMALL, replace(SMALL, network="vgg16"), replace(SMALL, erasing=0.5),  # vgg16 has dropout
+    SMALL, replace(SMALL, network="vgg16"),  # vgg16 has dropout
+    replace(SMALL, erasing=0.5), replace(SMALL, norm_inside=True),
 ])
 def test_a_run_that_goes_on_elsewhere_and_back_is_the_same_and_names_each_place_once(
     tmp_path, constants
@@ -336,7 +339,7 @@ def test_a_trained_network_goes_to_other_tools_and_the_script_s_own_is_channels_
 
 LEAST = {"ratio": 1, "dw_kernel_size": 1, "epochs": 1, "batch_size": 1, "seed": 0, "lr": 1e-9,
          "momentum": 0, "weight_decay": 0, "cheap_weight_decay": 0, "padding": 0,
-         "erasing": 0}
+         "erasing": 0, "norm_inside": 0}
 ODD = st.one_of(st.integers(-3, 1000), st.floats(), st.floats(0, 2), st.text(), st.none())
 
 
@@ -353,5 +356,5 @@ def test_odd_constants_are_refused_by_name_and_all_others_are_possible(name, val
     assert isinstance(value, type(getattr(Constants(), name)) | int)
     assert LEAST[name] <= value < math.inf
     assert name != "momentum" or value < 1
-    assert name != "erasing" or value <= 1
+    assert name not in ("erasing", "norm_inside") or value <= 1
     assert name != "dw_kernel_size" or value % 2 == 1

@@ -138,6 +138,14 @@ def interrupt(_):
     raise KeyboardInterrupt
 
 
+def option_words(name, value):
+    """The words of a command line that give a constant a value."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    return [f"--{option}", *str(value).strip("()").split(", ")]
+
+
 def files(folder):
     """What the files in a folder hold, by name; not the locks."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
