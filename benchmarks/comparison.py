@@ -6,8 +6,9 @@ prints Markdown tables and draws images/accuracy_vs_flops.png. Accuracies are th
 epoch; those of the best epoch on the test images stand apart, as others report them. Runs that
 differ in their seeds alone share a row: mean +- standard deviation (number of seeds). Runs with
 random erasing, which is not the paper's training, stand in a table of their own, beside the same
-runs without it. A ghost is empty if weight decay has left its kernel such small weights that batch
-norm's epsilon drowns its map.
+runs without it. The folder of an older recipe's runs adds their ordinary networks to the first
+table and their ghosts to the last one. A ghost is empty if weight decay has left its kernel such
+small weights that batch norm's epsilon drowns its map.
 """
 
 import re
@@ -69,7 +70,7 @@ class Arguments:
 
     run: str = "gr_cosine"  # ghost run whose kernels are measured
     checkpoint_dir: Path = ROOT / "checkpoints"  # folder of the runs' files
-    ablation_dir: Path = ROOT / "checkpoints/batch128"  # folder of runs for the table of ghosts
+    older_dir: Path = ROOT / "checkpoints/batch128"  # folder of the older recipe's runs
     image_dir: Path = ROOT / "images"  # folder of the picture
     data_dir: Path = ROOT / "data"  # folder of cifar-10-batches-py, which is not downloaded here
 
@@ -251,13 +252,15 @@ def emptied(model: nn.Module) -> str:
     return f"{empty.sum()} of {len(empty)}"
 
 
-def ghost_runs(checkpoints: dict[str, Checkpoint], prefix: str = "") -> dict[str, Checkpoint]:
-    """The finished runs of ghost networks."""
-    found = {}
+def ordinary_and_ghosts(checkpoints: dict[str, Checkpoint]) -> tuple[dict, dict]:
+    """The finished runs, those of ordinary networks and those of ghost networks apart."""
+    ordinary = {}
+    ghosts = {}
     for name, checkpoint in checkpoints.items():
-        if checkpoint.finished and checkpoint.constants.ratio > 1:
-            found[prefix + name] = checkpoint
-    return found
+        if checkpoint.finished:
+            found = ordinary if checkpoint.constants.ratio == 1 else ghosts
+            found[name] = checkpoint
+    return ordinary, ghosts
 
 
 def ablation(ghosts: dict[str, Checkpoint]) -> str:
@@ -326,11 +329,13 @@ def print_kernels(run: str, model: nn.Module, data_dir: Path) -> None:
 @matplotlib.style.context("default")  # whatever the user's matplotlibrc says
 def draw(rows: list[Row], path: Path) -> None:
     """Accuracies, a line for each of our rows and each experiment that only others have trained."""
-    trained = {(row.network, row.constants.schedule) for row in rows}
+    shown = {(row.network, row.constants.schedule) for row in rows}
     for name, constants in ghostnet.EXPERIMENTS.items():
         row = Row(name, constants)
-        if constants.erasing == 0 and (row.network, constants.schedule) not in trained:
+        key = row.network, constants.schedule
+        if constants.erasing == 0 and key not in shown:
             rows = [*rows, row]
+            shown.add(key)
     rows = sorted(rows, key=lambda row: cost(row.constants))
     figure = matplotlib.figure.Figure(figsize=(12, 1.5 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -367,21 +372,23 @@ def main() -> None:
     arguments = tyro.cli(Arguments)
     arguments.image_dir.mkdir(parents=True, exist_ok=True)
     checkpoints, refused = ghostnet.read_all(arguments.checkpoint_dir)
-    ablated, refused_too = ghostnet.read_all(arguments.ablation_dir)
+    older, refused_too = ghostnet.read_all(arguments.older_dir)
     for error in [*refused.values(), *refused_too.values()]:
         ghostnet.complain(f"{error}; it is left out")
-    rows = rows_of(checkpoints)
+    older = {f"{arguments.older_dir.name}/{name}": run for name, run in older.items()}
+    _, ghosts = ordinary_and_ghosts(checkpoints)
+    older_ordinary, older_ghosts = ordinary_and_ghosts(older)
+    rows = rows_of(checkpoints | older_ordinary)
     print(f"{accuracy_table(rows)}\n\n{cost_table(rows)}\n")
     if any(row.constants.erasing > 0 for row in rows):
         print(f"**With random erasing: not the paper's training**\n\n{erasing_table(rows)}\n")
     path = arguments.image_dir / "accuracy_vs_flops.png"
     draw(rows, path)
-    ghosts = ghost_runs(checkpoints)
     for name, checkpoint in ghosts.items():
         print(f"{name}: {emptied(checkpoint.network(CPU))} ghosts are empty")
-    ghosts |= ghost_runs(ablated, prefix=f"{arguments.ablation_dir.name}/")
-    print(f"\n**Time**\n\n{time_table(checkpoints | ghosts)}")
-    print(f"\n**What weight decay and the batch do to ghosts**\n\n{ablation(ghosts)}")
+    print(f"\n**Time**\n\n{time_table(checkpoints | older)}")
+    print("\n**What weight decay and the batch do to ghosts**\n")
+    print(ablation(ghosts | older_ghosts))
     if arguments.run in ghosts:
         print_kernels(arguments.run, ghosts[arguments.run].network(CPU), arguments.data_dir)
     else:

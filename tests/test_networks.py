@@ -199,6 +199,23 @@ def test_norms_that_are_inside_are_nowhere_else_and_other_convolutions_keep_thei
     assert_close(model(images), expected)
 
 
+def test_what_follows_another_layer_than_a_ghost_module_stays_where_it_is():
+    ghosts = [GhostModule(4, 4, 1) for _ in range(3)]
+    model = nn.Sequential(
+        ghosts[0], nn.ReLU(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(),
+        ghosts[1], nn.MaxPool2d(1), nn.BatchNorm2d(4), nn.ReLU(),
+        ghosts[2], nn.BatchNorm2d(4), nn.Hardswish(), nn.ReLU(),
+    )
+    ghostnet.move_norms_inside(model)
+    kinds = [[type(layer) for layer in ghost.cheap_norm] for ghost in ghosts]
+    assert kinds == [[nn.ReLU], [], [nn.BatchNorm2d]]
+    assert [type(layer) for layer in model] == [
+        GhostModule, nn.Identity, nn.Conv2d, nn.BatchNorm2d, nn.ReLU,
+        GhostModule, nn.MaxPool2d, nn.BatchNorm2d, nn.ReLU,
+        GhostModule, nn.Identity, nn.Hardswish, nn.ReLU,
+    ]
+
+
 @pytest.mark.parametrize("name", ghostnet.EXPERIMENTS)
 def test_norms_inside_change_no_count_and_no_weight_of_a_convolution_at_the_start(name):
     networks = []

@@ -16,10 +16,10 @@ from ghostnet import Checkpoint, Constants
 
 ROOT = Path(ghostnet.__file__).parent
 CHECKPOINTS, REFUSED = ghostnet.read_all(ROOT / "checkpoints")
-ABLATION, ABLATION_REFUSED = ghostnet.read_all(ROOT / "checkpoints" / "batch128")
+OLDER, OLDER_REFUSED = ghostnet.read_all(ROOT / "checkpoints" / "batch128")
 README = (ROOT / "README.md").read_text()
 SHIPPED = {name: (CHECKPOINTS, name) for name in CHECKPOINTS}
-SHIPPED |= {f"batch128/{name}": (ABLATION, name) for name in ABLATION}
+SHIPPED |= {f"batch128/{name}": (OLDER, name) for name in OLDER}
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,14 @@ def data(real_data_dir):
 
 
 def test_no_shipped_file_is_refused():
-    assert REFUSED == ABLATION_REFUSED == {}
+    assert REFUSED == OLDER_REFUSED == {}
     assert len(CHECKPOINTS) >= 3
-    assert len(ABLATION) >= 3
+    assert len(OLDER) >= 3
+
+
+def test_files_are_of_todays_recipe_and_those_in_a_folder_of_their_own_of_the_older():
+    assert {run.constants.batch_size for run in CHECKPOINTS.values()} == {256}
+    assert {run.constants.batch_size for run in OLDER.values()} == {128}
 
 
 @pytest.mark.parametrize("folder, name", SHIPPED.values(), ids=SHIPPED)
@@ -54,13 +59,15 @@ def test_the_tables_in_the_readme_are_those_that_the_command_prints(monkeypatch,
 
 def test_the_tables_of_comparisons_in_the_readme_are_those_that_comparison_py_prints():
     text = " ".join(README.split())
-    rows = comparison.rows_of(CHECKPOINTS)
+    older = {f"batch128/{name}": run for name, run in OLDER.items()}
+    _, ghosts = comparison.ordinary_and_ghosts(CHECKPOINTS)
+    older_ordinary, older_ghosts = comparison.ordinary_and_ghosts(older)
+    rows = comparison.rows_of(CHECKPOINTS | older_ordinary)
     assert comparison.accuracy_table(rows) in README
     if any(row.constants.erasing > 0 for row in rows):
         assert comparison.erasing_table(rows) in README
-    ghosts = comparison.ghost_runs(CHECKPOINTS) | comparison.ghost_runs(ABLATION, "batch128/")
-    assert comparison.ablation(ghosts) in README
-    on_h200 = ABLATION["gr_multistep-cheap_weight_decay0.0005"].history["seconds"]
+    assert comparison.ablation(ghosts | older_ghosts) in README
+    on_h200 = OLDER["gr_multistep-cheap_weight_decay0.0005"].history["seconds"]
     assert f"takes {min(on_h200):.1f} s on an H200 without other runs" in text
     short, long = CHECKPOINTS["gr_cosine-epochs30"], CHECKPOINTS["gr_cosine"]
     assert f"{short.accuracy:.2f}% by 30 epochs and {long.accuracy:.2f}% by 200" in text
