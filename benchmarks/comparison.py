@@ -103,6 +103,8 @@ class Row:
 
     @property
     def earlier(self) -> Accuracies:
+        if self.constants.norm_inside:  # it has no such ghost module
+            return Accuracies()
         scheduled = f"{self.network} {self.constants.schedule}"
         return EARLIER.get(scheduled.removesuffix(" cosine"), Accuracies())
 

@@ -51,16 +51,18 @@ def test_finished_runs_stand_beside_what_others_report(tmp_path, monkeypatch, pr
         "gr_multistep": run(EXPERIMENTS["gr_multistep"], 92.25),
         "gr_s3": run(EXPERIMENTS["gr_s3"], 99.0, epochs=199),
         "gv_cosine": run(EXPERIMENTS["gv_cosine"], 93.5),
+        "gv_inside": run(EXPERIMENTS["gv_inside"], 93.75),
         "short": run(replace(EXPERIMENTS["resnet56"], epochs=30), 90.0, epochs=30),
         "resnet32": run(EXPERIMENTS["resnet32"], 93.25),
     }
     lines, error = printed(checkpoints, {"notes": ghostnet.UserError("notes.pth is refused")})
     ghost = "ghost-resnet56 | 200"
-    assert set(lines[9]) <= set("| -")
-    assert [*lines[2:9], *lines[10:18]] == [
+    assert set(lines[10]) <= set("| -")
+    assert [*lines[2:10], *lines[11:19]] == [
         f"| gr_cosine | {ghost} | 92.50 +- 0.71 (2) | 92.7 | -0.20 | - | - | 92.88 | 92.20 | - |",
         f"| gr_multistep | {ghost} | 92.25 | 92.7 | -0.45 | - | - | 92.25 | 92.55 | - |",
         "| gv_cosine | ghost-vgg16 | 200 | 93.50 | 93.7 | -0.20 | 93.60 | - | 93.50 | 93.63 | - |",
+        "| gv_inside | ghost-vgg16 | 200 | 93.75 | 93.7 | +0.05 | - | - | 93.75 | - | - |",
         "| short | resnet56 | 30 | 90.00 | 93.0 | -3.00 | - | 94.21 | 90.00 | - | 94.37 |",
         "| resnet32 | resnet32 | 200 | 93.25 | - | - | - | 93.41 | 93.25 | - | 93.53 |",
         "",
