@@ -87,7 +87,7 @@ def test_it_prints_of_the_test_image_what_the_readme_states(dog, lines_of, tmp_p
     assert [line for line in lines if f"`{line}`" not in README] == []
 
 
-@pytest.mark.parametrize("orientation, form", enumerate(product((8, 16), BOOLS, BOOLS), 1))
+@pytest.mark.parametrize("orientation, form", [*enumerate(product((8, 16), BOOLS, BOOLS), 1)])
 def test_a_png_is_the_same_picture_in_every_form(dog, lines_of, tmp_path, orientation, form):
     bits, grey, alpha = form
     seen = dog
