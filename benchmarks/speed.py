@@ -88,8 +88,9 @@ def layer_forms(channels: int) -> tuple[nn.Module, nn.Module, nn.Module]:
     conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
     ordinary = nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
     ghost = ghostnet.replace_conv_with_ghost(copy.deepcopy(ordinary))
-    inside = copy.deepcopy(ghost)
-    ghostnet.move_norms_inside(inside)
+    inside = copy.deepcopy(ghost[:1])
+    inside[0].put_inside(nn.BatchNorm2d)
+    inside[0].put_inside(lambda _maps: nn.ReLU())
     return ordinary, ghost, inside
 
 
