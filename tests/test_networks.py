@@ -1,4 +1,4 @@
-"""The networks against torchvision's, the paper's counts, He's initialization and the authors'."""
+"""The networks against torchvision's, known counts, He's initialization, the authors' module."""
 
 import copy
 import itertools
@@ -141,8 +141,9 @@ def authors_module(ghost, x, relu):
     return torch.cat([intrinsic, ghosts], dim=1)
 
 
-def random_norms(model):
-    """The model with batch norms that differ in all they hold."""
+def network_with_norms_inside(network, ratio, d):
+    """It with batch norms that differ in all they hold, in float64: their maps are large."""
+    model = build_network(Constants(network, ratio, d, norm_inside=True)).double()
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
@@ -156,15 +157,14 @@ WITH_INSIDE = [(n, s, d) for n in ("resnet56", "vgg16") for s, d in ((2, 3), (3,
 @pytest.mark.parametrize("network, ratio, d", WITH_INSIDE)
 @pytest.mark.parametrize("training", [True, False])
 def test_with_norms_inside_every_ghost_module_is_the_authors(network, ratio, d, training):
-    model = random_norms(build_network(Constants(network, ratio, d, norm_inside=True)))
-    model.train(training)
+    model = network_with_norms_inside(network, ratio, d).train(training)
     seen = {}
     for name, layer in model.named_modules():
         if isinstance(layer, GhostModule):
             layer.register_forward_hook(lambda *call, name=name: seen.update({name: call}))
     with torch.no_grad():
         expected = copy.deepcopy(model)
-        model(torch.randn(4, 3, 32, 32))
+        model(torch.randn(4, 3, 32, 32, dtype=torch.float64))
         for name, (_, (x,), maps) in seen.items():
             relu = not name.endswith(("conv2", "shortcut.0"))
             assert_close(maps, authors_module(expected.get_submodule(name), x, relu))
@@ -175,8 +175,8 @@ def test_with_norms_inside_every_ghost_module_is_the_authors(network, ratio, d, 
 def test_norms_that_are_inside_are_nowhere_else_and_other_convolutions_keep_theirs(
     network, ratio, d
 ):
-    model = random_norms(build_network(Constants(network, ratio, d, norm_inside=True))).eval()
-    x = images = torch.randn(2, 3, 32, 32)
+    model = network_with_norms_inside(network, ratio, d).eval()
+    x = images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
 
     def maps_of(conv, norm, x):
         return conv(x) if isinstance(conv, GhostModule) else norm(conv(x))
