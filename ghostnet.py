@@ -14,7 +14,6 @@ It trains what is missing and tests what is there. With the shipped files it end
     gv_cosine: test accuracy 93.34% now, 93.34% when trained
 """
 
-import importlib.util
 import io
 import math
 import os
@@ -28,15 +27,11 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import pairwise
-from numbers import Integral
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
 
-if (
-    os.environ.get("MPLBACKEND", "").startswith("module://")
-    and importlib.util.find_spec("matplotlib_inline") is None
-):
-    del os.environ["MPLBACKEND"]  # a notebook sets it to a backend of that package
+if __name__ == "__main__":
+    os.environ.pop("MPLBACKEND", None)  # a notebook's may not be installed here; none is needed
 
 import filelock
 import matplotlib.style
@@ -51,8 +46,8 @@ from tqdm import tqdm
 
 
 # ---------- constants
-# A comment at the end of a line is also the help of its option. The default of a constant that you
-# add must mean "as before": files that lack it are read with it.
+# A comment at the end of a line is also the help of its option. The zero of a constant that you add
+# (0.0, False) must mean "as before": files that lack the constant are read with zero.
 @dataclass(frozen=True)
 class Constants:
     """All that defines a run: edit a default here, or give it as an option."""
@@ -131,11 +126,6 @@ class Arguments:
 
 
 # ---------- ghost module
-def of_primary_conv(name):
-    """A property that reads an attribute of the primary convolution; torch.jit.script skips it."""
-    return torch.jit.unused(property(lambda ghost: getattr(ghost.primary_conv, name)))
-
-
 class GhostModule(nn.Module):
     """Drop-in for nn.Conv2d that makes some of its maps by a cheap operation (paper, section 3.1).
 
@@ -148,41 +138,31 @@ class GhostModule(nn.Module):
     ValueError for other ratios and kernel sizes, and what nn.Conv2d raises.
     """
 
-    in_channels = of_primary_conv("in_channels")
-    kernel_size = of_primary_conv("kernel_size")
-    stride = of_primary_conv("stride")
-    padding = of_primary_conv("padding")
-    dilation = of_primary_conv("dilation")
-    transposed = of_primary_conv("transposed")
-    output_padding = of_primary_conv("output_padding")
-    groups = of_primary_conv("groups")
-    padding_mode = of_primary_conv("padding_mode")
-
     def __init__(
         self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
         bias=True, padding_mode="zeros", device=None, dtype=None, *, ratio=2, dw_kernel_size=3,
     ):
         super().__init__()
-        if not isinstance(ratio, Integral) or ratio < 1:
-            raise ValueError(f"ratio must be an integer from 1, not {ratio}")
         d = dw_kernel_size
-        if not isinstance(d, Integral) or d < 1 or d % 2 == 0:
+        if not isinstance(ratio, int) or ratio < 1:
+            raise ValueError(f"ratio must be an integer from 1, not {ratio}")
+        if not isinstance(d, int) or d < 1 or d % 2 == 0:
             raise ValueError(f"dw_kernel_size must be odd and positive, not {d}")
-        shape = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
-        nn.Conv2d(in_channels, out_channels, *shape, device="meta")  # refuses wrong arguments
+        options = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        # The ordinary convolution, without memory: it refuses arguments that are wrong for it.
+        nn.Conv2d(in_channels, out_channels, *options, device="meta")
         self.out_channels = out_channels
-        self.dw_kernel_size = int(dw_kernel_size)
-        self.ratio = min(int(ratio), max(1, out_channels // groups))  # at most a group's maps
+        self.ratio = min(ratio, max(1, out_channels // groups))  # at most the maps of a group
         intrinsic = math.ceil(out_channels / (self.ratio * groups)) * groups
-        ghosts = intrinsic * (self.ratio - 1)
-        self.surplus = intrinsic + ghosts - out_channels  # ghosts that are made but not needed
-        self.primary_conv = nn.Conv2d(in_channels, intrinsic, *shape, device, dtype)
+        self.ghosts = out_channels - intrinsic
+        self.primary_conv = nn.Conv2d(in_channels, intrinsic, *options, device, dtype)
         self.cheap_operation = None
-        if ghosts > 0:
-            # The paper's cheap operation, depthwise: each ghost is made from one intrinsic map.
+        if self.ghosts > 0:
+            # Depthwise: each ghost is made from one intrinsic map. A few may be too many.
+            made = intrinsic * (self.ratio - 1)
             self.cheap_operation = nn.Conv2d(
-                intrinsic, ghosts, self.dw_kernel_size, padding=self.dw_kernel_size // 2,
-                groups=intrinsic, bias=bias, padding_mode=padding_mode, device=device, dtype=dtype,
+                intrinsic, made, d, padding=d // 2, groups=intrinsic, bias=bias,
+                padding_mode=padding_mode, device=device, dtype=dtype,
             )
         self.primary_norm = nn.Sequential()  # put_inside fills them
         self.cheap_norm = nn.Sequential()
@@ -191,65 +171,72 @@ class GhostModule(nn.Module):
         """Put make_layer(number of maps), as nn.BatchNorm2d, after each of the two convolutions."""
         self.primary_norm.append(make_layer(self.primary_conv.out_channels))
         if self.cheap_operation is not None:
-            self.cheap_norm.append(make_layer(self.out_channels - self.primary_conv.out_channels))
+            self.cheap_norm.append(make_layer(self.ghosts))
 
     def forward(self, x):
         intrinsic = self.primary_norm(self.primary_conv(x))
         if self.cheap_operation is None:
             return intrinsic
         ghosts = self.cheap_operation(intrinsic)
-        if self.surplus > 0:  # narrowing nothing would cost a copy in the backward pass
-            ghosts = ghosts.narrow(-3, 0, self.out_channels - self.primary_conv.out_channels)
+        if self.cheap_operation.out_channels > self.ghosts:  # else it would cost a copy in backward
+            ghosts = ghosts.narrow(-3, 0, self.ghosts)
         return torch.cat([intrinsic, self.cheap_norm(ghosts)], dim=-3)
+
+
+# What other code asks of an nn.Conv2d, the primary one answers. Setting it would change nothing.
+for attribute in ("in_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+    answer = property(lambda ghost, attribute=attribute: getattr(ghost.primary_conv, attribute))
+    setattr(GhostModule, attribute, torch.jit.unused(answer))  # torch.jit.script skips it
 
 
 def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
     """Replace every dense nn.Conv2d of `model` by a GhostModule, in place, and return the model.
 
     Weights start anew; attributes of your own, as `layer.index = 3`, stay. A bias is dropped where
-    a batch norm follows in the same nn.Sequential. Left alone are convolutions that are grouped,
-    frozen, subclassed, hooked (on the layer, as pruned ones are, or on a parameter), patched
-    (another forward) or extended (a buffer, say), share their weight or would be no cheaper as
-    ghosts, and what to `keep`: names of layers or blocks, or a function of a name and its
-    convolution. Raises ValueError, the model unchanged, for bad arguments, a lazy convolution or
-    nothing to replace.
+    a batch norm follows in the same nn.Sequential. A convolution is left alone if
+        - you `keep` it: by names of layers or blocks, or by a function of a name and a convolution
+        - it is grouped, frozen or a subclass's, or another layer has the same weight
+        - it has a hook, a forward of its own, or a parameter, buffer or part more (as pruned ones)
+        - it would be no cheaper as a ghost module
+    Raises ValueError, the model unchanged, for bad arguments or where nothing is to be replaced.
     """
     kept = modules_to_keep(model, keep)
     holders = Counter()  # number of modules that hold a parameter
     normalized = set()  # layers that a batch norm follows
     for module in model.modules():
         holders.update(module.parameters(recurse=False))
-        # One with a forward of its own may run its layers in another order.
-        if getattr(module, "forward", None) == nn.Sequential.forward.__get__(module):
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             for layer, next_layer in pairwise(module):
                 if isinstance(next_layer, nn.modules.batchnorm._BatchNorm):  # the base of all
                     normalized.add(layer)
     ghosts = {}
     for conv in model.modules():
-        if type(conv) not in (nn.Conv2d, nn.LazyConv2d) or conv.groups > 1 or conv in kept:
+        if type(conv) is not nn.Conv2d or conv.groups > 1 or conv in kept:
             continue
-        size = conv.weight.numel()  # raises ValueError for a lazy convolution
-        hooks = [p._backward_hooks or p._post_accumulate_grad_hooks for p in conv.parameters()]
-        hooks += [v for n, v in vars(conv).items() if n.endswith("_hooks") and isinstance(v, dict)]
-        own = [nn.Conv2d.forward.__get__(conv), nn.Conv2d._conv_forward.__get__(conv)]
-        patched = [conv.forward, conv._conv_forward] != own  # equal where a library put them back
-        extended = conv._modules or conv._buffers or conv._parameters.keys() - {"weight", "bias"}
         frozen = not conv.weight.requires_grad
         shared = holders[conv.weight] > 1
-        if any(hooks) or patched or extended or frozen or shared:
+        hooked = any(hooks for name, hooks in vars(conv).items() if name.endswith("_hooks"))
+        patched = vars(conv).keys() & {"forward", "_conv_forward"}
+        extended = conv._modules or conv._buffers or conv._parameters.keys() - {"weight", "bias"}
+        if frozen or shared or hooked or patched or extended:
             continue
         bias = conv.bias is not None and conv not in normalized
-        ghost = ghost_like(conv, bias, ratio, dw_kernel_size)
+        ghost = GhostModule(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+            conv.dilation, conv.groups, bias, conv.padding_mode, conv.weight.device,
+            conv.weight.dtype, ratio=ratio, dw_kernel_size=dw_kernel_size,
+        )
         # Each parameter is used once at each position: fewer of them are fewer multiply-adds.
-        if sum(p.numel() for p in ghost.parameters()) < size + bias * conv.out_channels:
-            ghosts[conv] = ghost
+        size = conv.weight.numel() + bias * conv.out_channels
+        if sum(parameter.numel() for parameter in ghost.parameters()) < size:
+            ghosts[conv] = ghost.train(conv.training)
     if not ghosts:
         raise ValueError("no dense nn.Conv2d to replace: the docstring says what is left alone")
     for conv, ghost in ghosts.items():
-        # The object itself becomes the ghost, for all that hold it, and keeps what they noted.
-        left_out = {*vars(ghost.primary_conv), *ghost._modules, "forward", "_conv_forward"}
-        notes = {name: note for name, note in vars(conv).items() if name not in left_out}
-        conv.__class__, conv.__dict__ = GhostModule, notes | vars(ghost)
+        # The object itself becomes the ghost, for all that hold it, and keeps your attributes.
+        standard = vars(ghost.primary_conv)
+        yours = {name: value for name, value in vars(conv).items() if name not in standard}
+        conv.__class__, conv.__dict__ = GhostModule, yours | vars(ghost)
     return model
 
 
@@ -267,15 +254,6 @@ def modules_to_keep(model, keep):
         if name in names or isinstance(layer, GhostModule):
             kept.update(layer.modules())
     return kept
-
-
-def ghost_like(conv, bias, ratio, dw_kernel_size):
-    """A new ghost module with the shape, device, dtype and mode of a convolution."""
-    return GhostModule(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
-        conv.dilation, conv.groups, bias, conv.padding_mode, conv.weight.device, conv.weight.dtype,
-        ratio=ratio, dw_kernel_size=dw_kernel_size,
-    ).train(conv.training)
 
 
 # ---------- networks
@@ -364,9 +342,9 @@ def move_norms_inside(block):
 def build_network(constants):
     """The network of a run, newly initialized."""
     name = constants.network
-    depths = {f"resnet{depth}": depth for depth in range(8, 10**4, 6)}
-    if name in depths:
-        model = ResNet(depths[name])
+    depth = re.fullmatch(r"resnet(\d+)", name)
+    if depth and int(depth[1]) in range(8, 10**4, 6):
+        model = ResNet(int(depth[1]))
     elif name == "vgg16":
         model = VGG16()
     else:
@@ -388,6 +366,10 @@ class UserError(Exception):
     """Something that the user can mend: one line on stderr and exit code 2, no traceback."""
 
 
+# What ends a run by one line: NotImplementedError is raised by a disk without locks.
+MENDABLE = (UserError, OSError, NotImplementedError, torch.OutOfMemoryError)
+
+
 def require(condition, message):
     if not condition:
         raise UserError(message)
@@ -407,7 +389,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def load_cifar10(root):
     """torchvision's training and test sets; missing files are unpacked or downloaded."""
     dataset = torchvision.datasets.CIFAR10
-    for folder in (root.absolute(), root.resolve()):  # the folder itself may be given, or a link
+    for folder in (root.absolute(), root.resolve()):  # root may be that folder, or a link to it
         if folder.name == dataset.base_folder:
             root = folder.parent
     try:
@@ -567,36 +549,34 @@ class Trainer:
         self.constants = constants
         self.data = data
         self.precision = precision
-        self.device = data.device
         torch.manual_seed(10**6 * constants.seed)  # epoch n is seeded with this plus n
-        self.model = build_network(constants).to(self.device, memory_format=torch.channels_last)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        self.model = build_network(constants).to(data.device, memory_format=torch.channels_last)
+        self.scaler = torch.amp.GradScaler(data.device.type, enabled=precision == torch.float16)
         self.graph = None  # the step, recorded as a CUDA graph
         # The graph holds the addresses of these tensors: they are changed in place, not replaced.
-        self.lr = torch.tensor(constants.lr, device=self.device)
-        self.tally = torch.zeros(2, device=self.device)  # loss and hits, read once an epoch
-        self.momentum = {}  # a tensor for each parameter, by its name
+        self.lr = torch.tensor(constants.lr, device=data.device)
+        self.tally = torch.zeros(2, device=data.device)  # loss and hits, read once an epoch
+        parameters = dict(self.model.named_parameters())
         # Batch norm makes the scale of a ghost irrelevant, so weight decay can empty it unopposed.
-        cheap = {"params": [], "weight_decay": constants.cheap_weight_decay}
-        others = {"params": [], "weight_decay": constants.weight_decay}
-        for name, parameter in self.model.named_parameters():
-            group = cheap if ".cheap_operation." in name else others
-            group["params"].append(parameter)
+        cheap = {name: p for name, p in parameters.items() if ".cheap_operation." in name}
+        others = [p for name, p in parameters.items() if name not in cheap]
         self.optimizer = torch.optim.SGD(
-            [others, cheap], self.lr, constants.momentum,
-            nesterov=constants.momentum > 0, fused=True,
+            [{"params": others, "weight_decay": constants.weight_decay},
+             {"params": [*cheap.values()], "weight_decay": constants.cheap_weight_decay}],
+            self.lr, constants.momentum, nesterov=constants.momentum > 0, fused=True,
         )
-        for name, parameter in self.model.named_parameters():
-            self.momentum[name] = torch.zeros_like(parameter)
-            # AdamW (capturable=True on a GPU): leave this line out; a resume then begins it anew.
-            self.optimizer.state[parameter]["momentum_buffer"] = self.momentum[name]
+        # SGD would make these in its first step; a run that goes on fills them before.
+        self.momentum = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        # AdamW (capturable=True on a GPU): leave this loop out; a resume then begins it anew.
+        for name, buffer in self.momentum.items():
+            self.optimizer.state[parameters[name]]["momentum_buffer"] = buffer
 
     def step(self, plan):
         # cudnn's search for the fastest kernels takes longer than an epoch's one short batch.
         torch.backends.cudnn.benchmark = len(plan) == self.constants.batch_size
         images, labels = self.data.train_batch(plan, self.constants.padding)
         enabled = self.precision != torch.float32
-        with torch.autocast(self.device.type, self.precision, enabled=enabled):
+        with torch.autocast(self.data.device.type, self.precision, enabled=enabled):
             logits = self.model(images)
         loss = F.cross_entropy(logits.float(), labels)
         self.optimizer.zero_grad()
@@ -635,7 +615,7 @@ class Trainer:
         self.lr.fill_(learning_rate(self.constants, number))
         self.tally.zero_()
         plans = self.data.epoch_plan(self.constants.padding, self.constants.erasing)
-        plans = plans.to(self.device).split(self.constants.batch_size)
+        plans = plans.to(self.data.device).split(self.constants.batch_size)
         for steps_taken, plan in enumerate(tqdm(plans, title, leave=False, disable=None)):
             if cuda_graph and self.graph is None and steps_taken == RECORD_AFTER:
                 self.record(plan)
@@ -647,8 +627,7 @@ class Trainer:
 # ---------- runs and their files
 # A run is a set of constants with a name of its own. It is saved to a file and goes on from it.
 HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # accuracies in percent
-# What older files lack, with the value in their training.
-ADDED_LATER = {"padding": 4, "erasing": 0.0, "norm_inside": False}
+ADDED_LATER = {"padding": 4}  # of a constant that older files lack, the value that is not zero
 SAVE_SECONDS = 10  # shortest time between saves; on a fast GPU an epoch takes less than a save
 TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
 FIRST_PROCESS = not TORCHRUN or os.environ["RANK"] == "0"  # the one that reports at the start
@@ -670,9 +649,7 @@ def check_constants(constants):
     for name in ("network", "schedule"):
         choices = get_args(get_type_hints(Constants)[name])
         require(getattr(constants, name) in choices, f"{name} must be one of {choices}")
-    milestones = constants.milestones
-    numbers = isinstance(milestones, tuple) and all(isinstance(m, int) for m in milestones)
-    require(numbers, "milestones must be integers in a tuple: (100,) is one")
+    require(isinstance(constants.milestones, tuple), "milestones must be a tuple, as (100,) is")
 
 
 def name_runs(arguments, checkpoints):
@@ -708,7 +685,7 @@ class Checkpoint:
     constants: Constants
     history: dict[str, list[float]]  # for each of HISTORY a number an epoch
     trained_on: str  # hardware, precision and version of torch; "; " between several
-    model: dict[str, Tensor] = field(compare=False)  # state_dict; halved when finished
+    model: dict[str, Tensor] = field(compare=False)  # state_dict; in float16 when finished
     momentum: dict[str, Tensor] = field(compare=False)  # by parameter name; empty when finished
 
     @property
@@ -757,11 +734,11 @@ def read_checkpoint(path):
         with zipfile.ZipFile(path) as archive:  # torch.load itself looks at no checksum
             require(archive.testzip() is None, "wrong checksum")
         fields = torch.load(path, map_location="cpu", weights_only=True)
-        known = isinstance(fields, dict) and fields.keys() == get_type_hints(Checkpoint).keys()
-        require(known, "other contents")
+        require(fields.keys() == get_type_hints(Checkpoint).keys(), "other contents")
         checkpoint = Checkpoint(**fields)
-        constants = ADDED_LATER | checkpoint.constants  # a dictionary in the file
-        unknown = constants.keys() - vars(Constants()).keys()
+        zeros = {name: type(default)() for name, default in vars(Constants()).items()}
+        constants = zeros | ADDED_LATER | checkpoint.constants  # the last are the file's
+        unknown = constants.keys() - zeros.keys()
         require(not unknown, f"unknown constants {unknown}")
         checkpoint.constants = Constants(**constants)
         checkpoint.check()
@@ -799,16 +776,6 @@ def write_atomically(path, write):
         raise UserError(f"{path} cannot be written ({error}): what it held is kept") from None
 
 
-def halved(model):
-    """A state_dict whose parameters are float16, but for those that it would change too much."""
-    state = model.state_dict()
-    for name, parameter in model.named_parameters():
-        half = parameter.detach().half()
-        if (half - parameter).norm() <= 1e-3 * parameter.norm():  # else float16 has no such numbers
-            state[name] = half
-    return state
-
-
 def load_or_begin(path, constants):
     """A run's checkpoint: that in its file or, where there is none, one of no epochs."""
     if not path.exists():
@@ -826,9 +793,12 @@ def train(checkpoint, path, data, precision, cuda_graph):
         trainer.model.load_state_dict(checkpoint.model)
         for name, buffer in trainer.momentum.items():
             buffer.copy_(checkpoint.momentum[name])
-    hardware = f"{hardware_name(trainer.device)}, {precision}, torch {torch.__version__}"
+    hardware = f"{hardware_name(data.device)}, {precision}, torch {torch.__version__}"
     if hardware not in checkpoint.trained_on.split("; "):
-        checkpoint.trained_on = f"{checkpoint.trained_on}; {hardware}".removeprefix("; ")
+        checkpoint.trained_on = "; ".join(filter(None, [checkpoint.trained_on, hardware]))
+    # The tensors in training themselves: a save writes what they hold by then.
+    checkpoint.model = trainer.model.state_dict()
+    checkpoint.momentum = trainer.momentum
     print(f"{path.stem}: training from epoch {checkpoint.epochs + 1}")
     saved_at = -math.inf
     for epoch in range(checkpoint.epochs + 1, constants.epochs + 1):
@@ -836,13 +806,12 @@ def train(checkpoint, path, data, precision, cuda_graph):
         title = f"{path.stem}: epoch {epoch}/{constants.epochs}"
         loss, train_accuracy = trainer.epoch(epoch, title, cuda_graph)
         if epoch < constants.epochs:
-            checkpoint.model = trainer.model.state_dict()
-            checkpoint.momentum = trainer.momentum
             test_accuracy = evaluate(trainer.model, data, precision)
         else:  # a finished file is small, and its accuracy that of what it holds
-            checkpoint.model = halved(trainer.model)
+            half = {name: p.detach().half() for name, p in trainer.model.named_parameters()}
+            checkpoint.model = trainer.model.state_dict() | half
             checkpoint.momentum = {}
-            test_accuracy = evaluate(checkpoint.network(trainer.device, torch.channels_last), data)
+            test_accuracy = evaluate(checkpoint.network(data.device, torch.channels_last), data)
         seconds = time.perf_counter() - start
         numbers = (loss, train_accuracy, test_accuracy, seconds)
         for name, number in zip(HISTORY, numbers, strict=True):
@@ -876,9 +845,7 @@ def finish_and_test(run, constants, data, precision, arguments):
     except filelock.Timeout:
         print(f"{run}: passed over, another process is training it")
         return True
-    except torch.OutOfMemoryError:
-        complain(f"{run}: too little GPU memory: try a smaller --batch-size")
-    except (UserError, OSError, NotImplementedError) as error:
+    except MENDABLE as error:
         complain(f"{run}: {error}")
     return False
 
@@ -900,27 +867,21 @@ def count(model, *inputs):
         for child, counted in children.items():
             add(f"{name}.{child}" if name else child, *counted)
 
-    with torch.compiler.set_stance("force_eager"):  # thop counts some compiled layers twice
-        counted = thop.profile(model, inputs=inputs, verbose=False, ret_layer_info=True)
-    add("", *counted)
+    add("", *thop.profile(model, inputs=inputs, verbose=False, ret_layer_info=True))
     return counts
 
 
 def report(name, ordinary, ghost, *inputs, per_layer=True, claim=""):
     """Print FLOPs and parameters of a network and of its ghost network, for one pass of `inputs`.
 
-    `claim` is printed behind the reductions. Raises ValueError where both are one network or, for
-    the layers, where their names differ, as where one alone is wrapped.
+    `claim` is printed behind the reductions. Raises ValueError where both are one network.
     """
-    ghosts = {layer: m for layer, m in ghost.named_modules() if isinstance(m, GhostModule)}
-    if ordinary is ghost or not set(ghosts.values()).isdisjoint(ordinary.modules()):
+    if ordinary is ghost:
         raise ValueError("both are one network: copy.deepcopy it before replacing layers")
     ordinary_counts = count(ordinary, *inputs)
     ghost_counts = count(ghost, *inputs)
-    if per_layer:
-        if not ghosts.keys() <= ordinary_counts.keys():
-            raise ValueError("names differ: pass the networks themselves, not wrapped or compiled")
-        for layer in ghosts:
+    for layer, module in ghost.named_modules():
+        if per_layer and isinstance(module, GhostModule):
             flops, params = ordinary_counts[layer]
             ghost_flops, ghost_params = ghost_counts[layer]
             print(f"{layer or name}: flops {flops / 1e6:.2f}M -> {ghost_flops / 1e6:.2f}M, "
@@ -986,19 +947,12 @@ def ghosts_and_sources(model, module, image):
     return ghosts, sources[: len(ghosts)]
 
 
-def picture_module(model, data):
-    """The ghost module that is drawn, and its name."""
-    modules = [(n, m) for n, m in model.named_modules() if isinstance(m, GhostModule)]
-    there = range(len(modules))
-    require(PICTURE_MODULE in there, f"PICTURE_MODULE must be in {there}")
-    there = range(len(data.test_images))
-    require(PICTURE_IMAGE in there, f"PICTURE_IMAGE must be in {there}")
-    return modules[PICTURE_MODULE]
-
-
 def draw_ghosts(run, model, data, path):
     """A test image; intrinsic maps, kernels and ghosts of a ghost module (paper, figure 4)."""
-    name, module = picture_module(model, data)
+    modules = [(name, m) for name, m in model.named_modules() if isinstance(m, GhostModule)]
+    require(PICTURE_MODULE in range(len(modules)), f"PICTURE_MODULE must be below {len(modules)}")
+    require(PICTURE_IMAGE in range(len(data.test_images)), "there is no test image PICTURE_IMAGE")
+    name, module = modules[PICTURE_MODULE]
     image = data.test_images[PICTURE_IMAGE]
     ghosts, sources = ghosts_and_sources(model, module, data.normalize(image[None]))
     kernels = module.cheap_operation.weight.detach()[:, 0].cpu()
@@ -1010,8 +964,7 @@ def draw_ghosts(run, model, data, path):
     bare = {"xticks": [], "yticks": []}
     picture = left.subplots(subplot_kw=bare)
     picture.imshow(image.cpu().numpy())
-    label = CLASSES[data.test_labels[PICTURE_IMAGE]]
-    picture.set_title(f"test image {PICTURE_IMAGE}: {label}")
+    picture.set_title(f"test image {PICTURE_IMAGE}: {CLASSES[data.test_labels[PICTURE_IMAGE]]}")
     grid = right.subplots(3, columns, squeeze=False, subplot_kw=bare)
     grid[0, 0].set_ylabel("intrinsic map\n(primary_conv)", color="C0")
     grid[1, 0].set_ylabel("kernel\n(depthwise)")
@@ -1038,7 +991,7 @@ def draw_curves(checkpoints, path):
     color_of = {}
     for run, checkpoint in checkpoints.items():
         epochs = range(1, checkpoint.epochs + 1)
-        label = f"{run}: {checkpoint.accuracy:.2f}%".replace("$", r"\$")  # else a formula begins
+        label = f"{run}: {checkpoint.accuracy:.2f}%"
         style = "o" if checkpoint.epochs == 1 else "-"
         (line,) = accuracy.plot(epochs, checkpoint.history["test_accuracy"], style, label=label)
         loss.plot(epochs, checkpoint.history["loss"], style, color=line.get_color())
@@ -1084,14 +1037,11 @@ def main():
     runs = name_runs(arguments, checkpoints)
     device, precision = pick_hardware(arguments)
     data = Cifar10(arguments.data_dir, device)
-    for constants in runs.values():
-        network = build_network(constants)
-        if constants.ratio > 1:
-            picture_module(network, data)  # refuses wrong constants before hours of training
     if FIRST_PROCESS:
         print(f"{hardware_name(device)}, {precision}, torch {torch.__version__}")
-        for name in refused.keys() - runs.keys():
-            complain(f"{refused[name]}; it is left out of the table")
+        for name, error in refused.items():
+            if name not in runs:  # else the run itself complains
+                complain(f"{error}; it is left out of the table")
         for name, network in (("resnet-56", "resnet56"), ("vgg-16", "vgg16")):
             constants = Constants(network=network)
             ordinary = build_network(replace(constants, ratio=1))
@@ -1099,9 +1049,7 @@ def main():
             claim = " (paper claims ~2x)" if constants.ratio == 2 else ""
             report(name, ordinary, ghost, torch.zeros(1, 3, 32, 32), per_layer=False, claim=claim)
         print_and_draw(checkpoints, runs, data, arguments.image_dir)
-    succeeded = []
-    for run, constants in runs.items():
-        succeeded.append(finish_and_test(run, constants, data, precision, arguments))
+    succeeded = [finish_and_test(run, c, data, precision, arguments) for run, c in runs.items()]
     checkpoints_now, _ = read_all(arguments.checkpoint_dir)
     if checkpoints_now != checkpoints:  # of several processes, the last to end shows all
         print_and_draw(checkpoints_now, runs, data, arguments.image_dir)
@@ -1118,8 +1066,8 @@ def run_as_script(main):
     except KeyboardInterrupt:
         complain("stopped; the same command goes on from the last save")
         sys.exit(130)
-    except (UserError, OSError, NotImplementedError, torch.OutOfMemoryError) as error:
-        complain(str(error))  # NotImplementedError is raised by a disk without locks
+    except MENDABLE as error:
+        complain(str(error))
         sys.exit(2)
 
 

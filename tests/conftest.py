@@ -1,8 +1,19 @@
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of the processes that run the tests
+
 import pytest
 from tiny import Script, write_tiny_cifar10
+
+MEMORY = 3 * 2**30  # bytes for each process
+
+
+def pytest_xdist_auto_num_workers():
+    """As many processes as there are cores, and as memory is enough for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores, memory // MEMORY))
 
 
 def pytest_addoption(parser):

@@ -5,12 +5,12 @@ from unittest import mock
 import numpy
 import pytest
 import torch
-from few import few_images
+from few import few_images, run_of
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 
 import ghostnet
-from ghostnet import Checkpoint, Constants
+from ghostnet import Constants
 
 
 @pytest.fixture
@@ -27,23 +27,13 @@ def figures(monkeypatch):
     return figures
 
 
-def run(constants, *accuracies):
-    """A run whose loss is its test accuracy + 100 and whose other numbers are 200 more."""
-    offsets = {"loss": 100, "train_accuracy": 200, "test_accuracy": 0, "seconds": 200}
-    history = {}
-    for name, offset in offsets.items():
-        history[name] = [accuracy + offset for accuracy in accuracies]
-    model = ghostnet.build_network(constants).state_dict()
-    return Checkpoint(constants, history, "abacus", model, {})
-
-
 def pixels(axes):
     return numpy.asarray(axes.images[0].get_array())
 
 
 def test_the_ghosts_drawn_are_those_of_the_first_ghost_run_of_a_command(tmp_path, figures):
     names = ["resnet32", "gr_s5", "gr_cosine"]
-    checkpoints = {name: run(ghostnet.EXPERIMENTS[name], 90.0) for name in reversed(names)}
+    checkpoints = {name: run_of(ghostnet.EXPERIMENTS[name], [90.0]) for name in reversed(names)}
     runs = ["a missing one", *names]
     ghostnet.print_and_draw(checkpoints, runs, few_images(), tmp_path)
     (title,) = figures["ghost_visualization.png"].subfigs[1].texts
@@ -53,7 +43,7 @@ def test_the_ghosts_drawn_are_those_of_the_first_ghost_run_of_a_command(tmp_path
 
 def test_below_each_intrinsic_map_are_a_kernel_and_the_ghost_that_it_makes(tmp_path, figures):
     constants = Constants(ratio=3)
-    checkpoint = run(constants, 90.0)
+    checkpoint = run_of(constants, [90.0])
     kernels = checkpoint.model["blocks.0.conv1.cheap_operation.weight"]
     kernels[1] = 0.0  # of a blank ghost
     data = few_images()
@@ -83,7 +73,7 @@ def test_below_each_intrinsic_map_are_a_kernel_and_the_ghost_that_it_makes(tmp_p
 def test_the_title_says_what_is_done_to_the_maps_inside_of_a_ghost_module(
     tmp_path, figures, monkeypatch
 ):
-    checkpoint = run(Constants(norm_inside=True), 90.0)
+    checkpoint = run_of(Constants(norm_inside=True), [90.0])
     titles = []
     for module in (1, 2):  # the two of the first block: a ReLU follows in it after the first alone
         monkeypatch.setattr(ghostnet, "PICTURE_MODULE", module)
@@ -99,9 +89,9 @@ def test_the_title_says_what_is_done_to_the_maps_inside_of_a_ghost_module(
 
 def test_curves_are_the_test_accuracy_and_the_loss_of_each_run_by_epoch(tmp_path, figures):
     checkpoints = {
-        "a": run(Constants(epochs=3), 50.0, 62.0),
-        "b": run(Constants("resnet32", ratio=1), 60.0, 61.0, 59.0),
-        "point": run(Constants(seed=1), 90.0),
+        "a": run_of(Constants(epochs=3), [50.0, 62.0], loss=[2.0, 1.0]),
+        "b": run_of(Constants("resnet32", ratio=1), [60.0, 61.0, 59.0], loss=[3.0, 2.0, 1.0]),
+        "point": run_of(Constants(seed=1), [90.0], loss=[0.1]),
     }
     ghostnet.draw_curves(checkpoints, tmp_path / "curves.png")
     accuracy, loss = figures["curves.png"].axes
@@ -112,8 +102,7 @@ def test_curves_are_the_test_accuracy_and_the_loss_of_each_run_by_epoch(tmp_path
         "a: 62.00%": [50.0, 62.0], "b: 59.00%": [60.0, 61.0, 59.0], "point: 90.00%": [90.0],
         "paper, ghost-resnet56: 92.7%": [92.7, 92.7],
     }
-    assert [list(line.get_ydata()) for line in loss.lines] == [
-        [150.0, 162.0], [160.0, 161.0, 159.0], [190.0]]
+    assert [list(line.get_ydata()) for line in loss.lines] == [[2, 1], [3, 2, 1], [0.1]]
     for axes in (accuracy, loss):
         assert [list(line.get_xdata()) for line in axes.lines[:3]] == [[1, 2], [1, 2, 3], [1]]
         assert [line.get_marker() for line in axes.lines[:3]] == ["None", "None", "o"]

@@ -1,11 +1,16 @@
-"""What the README says: its example names what is in a picture, however the picture is stored."""
+"""What the README says: the tables and numbers are those of the commands; its examples run."""
 
 import inspect
+import os
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from itertools import product
 
+import comparison
+import drop_in
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +19,10 @@ from tiny import ROOT
 import ghostnet
 
 README = (ROOT / "README.md").read_text()
-(EXAMPLE,) = re.findall(r"\n```python\n(import torch\n.*?)\n```\n", README, re.DOTALL)
+TEXT = " ".join(README.split())
+EXAMPLE, DROP_IN_EXAMPLE = re.findall(r"\n```python\n(import .*?)\n```\n", README, re.DOTALL)
+RUNS, _ = ghostnet.read_all(ROOT / "checkpoints")
+OLDER, _ = ghostnet.read_all(ROOT / "checkpoints" / "batch128")
 STORED_AS = {  # to show a picture upright, the ways to turn it before its EXIF orientation does
     1: lambda picture: picture,
     2: np.fliplr,
@@ -37,12 +45,55 @@ COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # of a PNG, by its channels
     "**CIFAR-100** needs two edits, `CIFAR100` in `load_cifar10` and 100 names in `CLASSES`",
 ])
 def test_what_no_message_can_say_is_in_the_readme(words):
-    assert words in " ".join(README.split())
+    assert words in TEXT
 
 
 def test_the_code_of_the_recording_says_what_is_frozen_by_it():
     recording = inspect.getsource(ghostnet.Trainer.record)
     assert "random number of Python's or numpy's is recorded too" in recording
+
+
+def test_the_tables_are_those_that_comparison_py_prints():
+    ordinary = {f"batch128/{name}": OLDER[name] for name in ("resnet56", "vgg16")}
+    rows = comparison.rows_of(RUNS | ordinary)
+    assert comparison.results_table(rows) in README
+    if any(row.constants.erasing > 0 for row in rows):
+        assert comparison.erasing_table(rows) in README
+    assert max(len(line) for line in README.splitlines() if line.startswith("| ")) <= 130
+
+
+def test_numbers_in_the_text_are_those_of_the_files():
+    on_h200 = OLDER["gr_multistep-cheap_weight_decay0.0005"].history["seconds"]
+    assert f"takes {min(on_h200):.1f} s on an H200 without other runs" in TEXT
+    short, long = RUNS["gr_cosine-epochs30"], RUNS["gr_cosine"]
+    assert f"{short.accuracy:.2f}% by 30 epochs and {long.accuracy:.2f}% by 200" in TEXT
+    hours = [run.epochs * min(run.history["seconds"]) / 3600 for run in (short, long)]
+    assert f"these take {hours[0]:.1f} and {hours[1]:.1f} hours" in TEXT
+    decays = ("", "-cheap_weight_decay0.0005")
+    gr, gr_decayed = [OLDER[f"gr_cosine{decay}"] for decay in decays]
+    gv, gv_decayed = [OLDER[f"gv_cosine{decay}"] for decay in decays]
+    empty = [comparison.emptied(run.network("cpu")) for run in (gr_decayed, gv_decayed, gr, gv)]
+    assert f"{empty[0]} ghosts of Ghost-ResNet-56 and {empty[1]} of Ghost-VGG-16 end" in TEXT
+    assert empty[2:] == ["0 of 1064", "0 of 2112"]
+    assert f"{gr.accuracy} without and {gr_decayed.accuracy} with decay in Ghost-ResNet-56" in TEXT
+    assert f"{gv.accuracy} and {gv_decayed.accuracy} in Ghost-VGG-16" in TEXT
+
+
+def test_the_losses_of_the_retinanet_are_those_that_drop_in_py_prints(capsys):
+    drop_in.main()
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines()]
+    ordinary, replaced, kept = [row[2].strip() for row in rows[4:]]
+    assert kept == ordinary
+    assert f"from {ordinary} to {replaced}, else stays {ordinary}" in TEXT
+
+
+def test_the_drop_in_example_prints_the_savings_that_are_stated(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", DROP_IN_EXAMPLE]
+    out = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True, timeout=120)
+    totals = re.findall(r"^ +.*: (\d+\.\d+[Mx])", out, re.MULTILINE)
+    assert len(totals) == 6
+    assert [total for total in totals if total not in README] == []
 
 
 @pytest.fixture(scope="module")

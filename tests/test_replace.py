@@ -1,24 +1,20 @@
+"""replace_conv_with_ghost and report on torchvision's networks and on layers of every kind."""
+
 import contextlib
 import copy
 import functools
-import os
 import pickle
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm
-from torch.optim.swa_utils import AveragedModel
-from torchvision.models import detection, get_model, list_models, regnet, segmentation
+from torchvision.models import get_model
 
 from ghostnet import GhostModule, count, replace_conv_with_ghost, report
 
-ROOT = Path(__file__).parent.parent
 IMAGE = torch.zeros(1, 3, 8, 8)
 
 
@@ -43,27 +39,15 @@ def refused(model, message):
     assert snapshot(model) == before
 
 
-@pytest.fixture
-def meta(monkeypatch):
-    """Networks are built without memory; RegNet computes its widths with tensors, which need it."""
-    def on_cpu(*args, build=regnet.BlockParams.from_init_params, **kwargs):
-        with torch.device("cpu"):
-            return build(*args, **kwargs)
-
-    monkeypatch.setattr(regnet.BlockParams, "from_init_params", on_cpu)
-    with torch.device("meta"):
-        yield
+FAMILIES = ["resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small", "regnet_x_400mf",
+            "googlenet", "convnext_tiny", "swin_t", "deeplabv3_resnet50"]
 
 
-SEGMENTATION = list_models(module=segmentation)
-
-
-@pytest.mark.parametrize("name", [*list_models(module=torchvision.models), *SEGMENTATION])
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
-def test_just_the_layers_that_get_cheaper_are_replaced(name, meta):
-    options = {"weights_backbone": None} if name in SEGMENTATION else {}
-    model = get_model(name, weights=None, **options).eval()
-    sizes = {layer: parameters(module) for layer, module in model.named_modules()}
+def test_just_the_layers_that_get_cheaper_are_replaced(name):
+    segments = {"weights_backbone": None} if name.startswith("deeplab") else {}
+    model = get_model(name, weights=None, **segments).eval()
     expected = []
     for layer, conv in model.named_modules():
         if type(conv) is nn.Conv2d and conv.groups == 1 and conv.out_channels > 1:
@@ -72,21 +56,17 @@ def test_just_the_layers_that_get_cheaper_are_replaced(name, meta):
                 expected.append(layer)
     assert replace_conv_with_ghost(model) is model
     assert ghosts(model) == expected != []
-    assert all(parameters(model.get_submodule(layer)) < sizes[layer] for layer in expected)
-    size = 224 if name.startswith(("vit", "maxvit")) else 96
-    out = model(torch.zeros(1, 3, size, size))
-    shape = out["out"].shape if name in SEGMENTATION else out.shape
-    assert shape == ((1, 21, 96, 96) if name in SEGMENTATION else (1, 1000))
+    out = model(torch.zeros(1, 3, 64, 64))
+    assert out["out"].shape == (1, 21, 64, 64) if segments else out.shape == (1, 1000)
 
 
-@pytest.mark.parametrize("name", list_models(module=detection))
-def test_detection_network_has_finite_losses_after_replacement(name):
+def test_a_detection_network_has_finite_losses_after_replacement():
     torch.manual_seed(0)
-    small = {} if name.startswith("ssd") else {"min_size": 64, "max_size": 64}
-    model = get_model(name, weights=None, weights_backbone=None, **small)
+    size = {"min_size": 64, "max_size": 64}
+    model = get_model("maskrcnn_resnet50_fpn", weights=None, weights_backbone=None, **size)
     assert len(ghosts(replace_conv_with_ghost(model, ratio=4))) > 10
     target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 50.0]]), "labels": torch.tensor([1])}
-    target |= {"masks": torch.ones(1, 64, 64).byte(), "keypoints": torch.ones(1, 17, 3)}
+    target["masks"] = torch.ones(1, 64, 64).byte()
     losses = model(2 * [torch.rand(3, 64, 64)], 2 * [target])
     assert [loss.isfinite().item() for loss in losses.values()] == len(losses) * [True] != [True]
 
@@ -143,41 +123,32 @@ def test_scripted_parts_stay(convert):
         replace_conv_with_ghost(part)
 
 
-def sharing_weight(conv, layer):
-    layer.weight = conv.weight
-    return nn.Sequential(conv, layer)
-
-
 def changed(change):
     conv = nn.Conv2d(8, 8, 3)
     change(conv)
     return conv
 
 
-def tiled(x, weight, bias):
-    return nn.functional.conv2d(nn.functional.pad(x, (1, 1, 1, 1), "circular"), weight, bias)
+def sharing_weight(conv, layer):
+    layer.weight = conv.weight
+    return nn.Sequential(conv, layer)
 
 
 LEFT_ALONE = {
     "grouped": nn.Conv2d(8, 8, 3, groups=2),
     "subclass": type("Special", (nn.Conv2d,), {})(8, 8, 3),
+    "lazy": nn.LazyConv2d(8, 3),
     "ghost": GhostModule(8, 8, 3),
     "frozen": nn.Conv2d(8, 8, 3).requires_grad_(False),
-    "frozen backbone": torchvision.models.squeezenet1_1().features.requires_grad_(False),
-    "hooked": changed(lambda conv: conv.register_forward_hook(lambda *_: None)),
-    "weight hooked": changed(lambda conv: conv.weight.register_hook(lambda grad: grad)),
-    "weight hooked, after accumulation": changed(
-        lambda conv: conv.weight.register_post_accumulate_grad_hook(lambda weight: None)),
-    "bias hooked": changed(lambda conv: conv.bias.register_hook(lambda grad: grad)),
-    "another forward": changed(lambda conv: setattr(conv, "forward", lambda x: x)),
-    "another _conv_forward": changed(lambda conv: setattr(conv, "_conv_forward", tiled)),
+    "hooked": changed(lambda conv: conv.register_forward_hook(print)),
+    "another forward": changed(lambda conv: setattr(conv, "forward", print)),
+    "another _conv_forward": changed(lambda conv: setattr(conv, "_conv_forward", print)),
     "with a buffer": changed(lambda conv: conv.register_buffer("mask", torch.ones(3, 3))),
-    "with a part": changed(lambda conv: setattr(conv, "adapter", nn.Linear(8, 8))),
-    "with a parameter": changed(lambda conv: setattr(conv, "gain", nn.Parameter(torch.ones(8)))),
+    "with a part": changed(lambda conv: conv.register_module("adapter", nn.Linear(8, 8))),
+    "with a parameter": changed(lambda conv: conv.register_parameter("gain", conv.bias)),
     "spectral_norm": spectral_norm(nn.Conv2d(8, 8, 3)),
     "parametrized": parametrizations.weight_norm(nn.Conv2d(8, 8, 3)),
     "pruned": prune.random_unstructured(nn.Conv2d(8, 8, 3), "weight", 0.5),
-    "shared": sharing_weight(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)),
     "shared, transposed": sharing_weight(nn.Conv2d(8, 8, 3), nn.ConvTranspose2d(8, 8, 3)),
     "single output": nn.Conv2d(8, 1, 3),
     "1x1 with 9 inputs": nn.Conv2d(9, 60, 1),
@@ -216,12 +187,13 @@ def test_arguments_and_all_but_the_weights_reach_the_ghost():
     options = {"device": "meta", "dtype": torch.half, "padding_mode": "reflect"}
     conv = nn.Conv2d(3, 9, (3, 5), (2, 1), (1, 2), (1, 2), **options).eval()
     ghost = replace_conv_with_ghost(nn.Sequential(copy.deepcopy(conv)), 3, dw_kernel_size=1)[0]
-    assert (ghost.ratio, ghost.dw_kernel_size, ghost.primary_conv.out_channels) == (3, 1, 3)
+    assert (ghost.ratio, ghost.primary_conv.out_channels) == (3, 3)
+    assert ghost.cheap_operation.kernel_size == (1, 1)
     assert {(p.device.type, p.dtype) for p in ghost.parameters()} == {("meta", torch.half)}
     assert {module.training for module in ghost.modules()} == {False}
     for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"):
         assert getattr(ghost, name) == getattr(conv, name), name
-    assert ghost.padding_mode == ghost.cheap_operation.padding_mode == "reflect"
+    assert ghost.primary_conv.padding_mode == ghost.cheap_operation.padding_mode == "reflect"
 
 
 class FromConfiguration(nn.Module):
@@ -242,26 +214,14 @@ class FromConfiguration(nn.Module):
 
 def test_what_is_noted_on_a_layer_stays_on_its_ghost():
     model = FromConfiguration()
-    for name in ("ratio", "primary_conv", "my_hooks"):  # a ghost has the first two itself
-        setattr(model.layers[0], name, torch.ones(3))
+    model.layers[0].ratio = "mine"  # which a ghost module has itself
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model):
         ghost = pickle.loads(pickle.dumps(replace_conv_with_ghost(copied)))
         assert ghosts(ghost) == ["layers.0", "layers.1"]
         assert ghost(IMAGE).shape == (1, 8, 4, 4)
         assert [layer.type for layer in ghost.layers] == 3 * ["Conv"]
         assert ghost.layers[0].ratio == 2
-        assert (ghost.layers[0].my_hooks == 1).all()
         assert vars(ghost.layers[1]).keys() - vars(GhostModule(8, 8, 3)) == {"i", "f", "type"}
-
-
-@pytest.mark.parametrize("name", ["forward", "_conv_forward"])
-def test_a_convolution_whose_forward_was_put_back_is_replaced(name):
-    conv = nn.Conv2d(3, 8, 3)
-    forward = getattr(conv, name)
-    setattr(conv, name, tiled)
-    setattr(conv, name, forward)
-    ghost = replace_conv_with_ghost(conv)
-    assert ghost(IMAGE).shape == (1, 8, 6, 6)
 
 
 def test_a_convolution_compiled_in_place_becomes_a_compiled_ghost():
@@ -277,11 +237,6 @@ def test_a_convolution_compiled_in_place_becomes_a_compiled_ghost():
 OwnForward = type("OwnForward", (nn.Sequential,), {"forward": lambda self, x: self[0](self[1](x))})
 
 
-def patched(block):
-    block.forward = lambda x: block[0](block[1](x))
-    return block
-
-
 @pytest.mark.parametrize("block, kept", [
     (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), False),
     (nn.Sequential(nn.Conv2d(3, 8, 3), nn.SyncBatchNorm(8)), False),
@@ -293,7 +248,6 @@ def patched(block):
     (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8)), True),
     (nn.ModuleList([nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)]), True),
     (OwnForward(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), True),
-    (patched(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))), True),
 ])
 def test_bias_is_kept_except_before_a_batch_norm_in_a_sequential(block, kept):
     ghost = replace_conv_with_ghost(block)[0]
@@ -314,14 +268,6 @@ def test_bad_argument_is_refused_and_leaves_the_network_unchanged(arguments, mes
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), block)
     with refused(model, message):
         replace_conv_with_ghost(model, **arguments)
-
-
-def test_lazy_convolution_is_refused_and_replaced_after_a_batch():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyConv2d(6, 3))
-    with refused(model, "Call `forward` with a dummy batch"):
-        replace_conv_with_ghost(model)
-    model(IMAGE)
-    assert ghosts(replace_conv_with_ghost(model)) == ["0", "1"]
 
 
 def test_report_lists_every_replaced_layer_and_the_totals(capsys):
@@ -354,54 +300,7 @@ def test_a_layer_that_is_used_twice_is_one_line_with_the_cost_of_both(capsys):
     assert lines[1] == "measuring standard twice..."
 
 
-def with_a_compiled_block(model):
-    model = copy.deepcopy(model)
-    model[1] = torch.compile(model[1], backend="eager")
-    return model
-
-
-def compiled_in_place(model):
-    model = copy.deepcopy(model)
-    model.compile(backend="eager")
-    return model
-
-
-@pytest.mark.parametrize("wrap", [
-    nn.DataParallel,
-    AveragedModel,
-    lambda model: torch.compile(model, backend="eager"),
-    with_a_compiled_block,
-])
-def test_report_counts_networks_that_are_wrapped_alike_and_refuses_one_alone(wrap, capsys):
-    ordinary = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3)), nn.Linear(4, 4))
-    ghost = replace_conv_with_ghost(copy.deepcopy(ordinary))
-    report("tiny", ordinary, ghost, IMAGE, per_layer=False)
-    expected = capsys.readouterr().out
-    report("tiny", wrap(ordinary), wrap(ghost), IMAGE, per_layer=False)
-    assert capsys.readouterr().out == expected
-    report("tiny", ordinary, compiled_in_place(ghost), IMAGE, per_layer=False)
-    assert capsys.readouterr().out == expected
-    with pytest.raises(ValueError, match="pass the networks themselves"):
-        report("tiny", ordinary, wrap(ghost), IMAGE)
-
-
-@pytest.mark.parametrize("same", [lambda model: model, copy.copy, torch.compile])
-def test_report_of_one_network_with_itself_is_refused(same):
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
-    ghost = replace_conv_with_ghost(same(model))
+def test_report_of_one_network_with_itself_is_refused():
+    model = replace_conv_with_ghost(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
     with pytest.raises(ValueError, match=r"copy\.deepcopy"):
-        report("tiny", model, ghost, IMAGE)
-    ordinary = nn.Linear(8, 8)
-    with pytest.raises(ValueError, match=r"copy\.deepcopy"):
-        report("tiny", ordinary, ordinary, IMAGE)
-
-
-def test_readme_example_prints_the_savings_that_the_readme_states(tmp_path):
-    readme = (ROOT / "README.md").read_text()
-    (example,) = re.findall(r"^```python\n(import copy.*?)^```", readme, re.DOTALL | re.MULTILINE)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", example]
-    out = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True, timeout=120)
-    totals = re.findall(r"^ +.*: (\d+\.\d+[Mx])", out, re.MULTILINE)
-    assert len(totals) == 6
-    assert [total for total in totals if total not in readme] == []
+        report("tiny", model, model, IMAGE)

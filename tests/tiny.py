@@ -14,6 +14,7 @@ import tarfile
 from pathlib import Path
 from unittest import mock
 
+import matplotlib.image
 import numpy as np
 import torch
 from torchvision.datasets import CIFAR10
@@ -144,6 +145,16 @@ def option_words(name, value):
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
     return [f"--{option}", *str(value).strip("()").split(", ")]
+
+
+ODD_STYLE = {"savefig.format": "pdf", "figure.facecolor": "red"}  # that a user may have
+
+
+def size_of_white_png(path):
+    """The width and the height of a picture that has no user's style."""
+    picture = matplotlib.image.imread(path)
+    assert (picture[0, 0] == 1).all()
+    return picture.shape[1], picture.shape[0]
 
 
 def files(folder):

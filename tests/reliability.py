@@ -1,6 +1,6 @@
 """How much ghostnet.py survives on this machine: counts, and exit code 1 if anything was lost.
 
-    python benchmarks/reliability.py        a few minutes on two cores
+    python tests/reliability.py        a few minutes on two cores
 
 A run is ended again and again, at random moments and inside of saves: its file must then load with
 no epoch less, and in the end equal a run never stopped, to the bit. A checkpoint with a flipped bit
@@ -28,7 +28,6 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from tiny import Script, finish, write_tiny_cifar10
 
 import ghostnet
@@ -159,11 +158,8 @@ def foreign_files(whole: Path) -> dict[str, bytes]:
     }
     momentum = fields["momentum"]
     if momentum:  # of a run that is not finished
-        changed |= {
-            "no momentum": {"momentum": {}},
-            "momentum of another shape": {"momentum": dict.fromkeys(momentum, torch.ones(1))},
-            "infinite momentum": {"momentum": {name: t + math.inf for name, t in momentum.items()}},
-        }
+        changed["no momentum"] = {"momentum": {}}
+        changed["another momentum"] = {"momentum": dict.fromkeys(momentum, torch.ones(1))}
     saved = {"a tensor": torch.zeros(3), "weights alone": model}
     for name, change in changed.items():
         saved[name] = {**fields, **change}
