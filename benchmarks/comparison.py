@@ -5,10 +5,9 @@
 
 Accuracies are those after the last epoch, if nothing else is said. Runs that differ in their seeds
 alone share a row: mean +- standard deviation (number of seeds). Runs with random erasing, which is
-not the paper's training, stand in a table of their own, beside the same runs without it. The folder
-of an older recipe's runs adds their ordinary networks to the first tables and all of them to the
-last two. A ghost is empty if weight decay has left its kernel such small weights that batch norm's
-epsilon drowns its map.
+not the paper's training, stand beside the same runs without it. Of an older recipe's runs, ordinary
+networks are in the first tables and all in the last two. A ghost is empty if weight decay has left
+its kernel such small weights that batch norm's epsilon drowns its map.
 """
 
 import re

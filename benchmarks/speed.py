@@ -6,9 +6,8 @@ What is compared is timed by turns (A, B, A, B, ...). Tables show medians and, i
 lowest and the highest ratio of a turn. "ours" is the step of ghostnet.Trainer, on CUDA as one CUDA
 graph. "usual" is the loop of most CIFAR-10 scripts, with the same recipe: DataLoader with 2
 workers, PIL transforms, float32, NCHW, torch's plain SGD, cudnn's defaults, loss.item() every step.
-It begins a turn with batches made ahead, which favours it a little. A layer is a 3x3 convolution
-with batch norm and ReLU, which stand after the ghost module, or inside it as in the authors' code;
-its training is a forward and a backward pass.
+A layer is a 3x3 convolution with batch norm and ReLU, which stand after the ghost module, or inside
+it as in the authors' code; its training is a forward and a backward pass.
 """
 
 import copy
@@ -134,7 +133,9 @@ class Benchmark:
         self.autocast = partial(torch.autocast, self.device.type, self.precision, enabled=mixed)
         turns = 3 if arguments.quick else 5
         self.by_turns = partial(by_turns, turns)
-        self.print_conditions(turns)
+        hardware = f"{ghostnet.hardware_name(self.device)} ({os.cpu_count()} cores)"
+        precisions = f"ours in {self.precision}, usual in float32".replace("torch.", "")
+        print(f"{hardware}, torch {torch.__version__}, {precisions}, batch {BATCH}, {turns} turns")
         self.data = ghostnet.Cifar10(arguments.data_dir, self.device)
         self.data_dir = arguments.data_dir
         self.trainers = {}
@@ -142,22 +143,17 @@ class Benchmark:
             constants = ghostnet.EXPERIMENTS[run]
             self.trainers[constants.architecture] = self.trainer(constants, self.precision)
 
-    def print_conditions(self, turns: int) -> None:
-        hardware = f"{ghostnet.hardware_name(self.device)} ({os.cpu_count()} cores)"
-        precisions = f"ours in {self.precision}, usual in float32".replace("torch.", "")
-        print(f"{hardware}, torch {torch.__version__}, {precisions}, batch {BATCH}, {turns} turns")
-
-    def endless_plans(self, erasing: float) -> Iterator[Tensor]:
+    def endless_plans(self) -> Iterator[Tensor]:
         """Plans of full batches, drawn as an epoch draws them."""
         while True:
-            plans = self.data.epoch_plan(PADDING, erasing).to(self.device).split(BATCH)
+            plans = self.data.epoch_plan(PADDING, erasing=0.0).to(self.device).split(BATCH)
             yield from plans[:-1]
 
     def trainer(self, constants: ghostnet.Constants, precision) -> ghostnet.Trainer:
         """A trainer that takes its steps as in an epoch after the first."""
         trainer = ghostnet.Trainer(constants, self.data, precision)
         if self.cuda:
-            plans = self.endless_plans(constants.erasing)
+            plans = self.endless_plans()
             for _ in range(WARM):
                 trainer.step(next(plans))
             trainer.record(next(plans))
@@ -189,7 +185,7 @@ class Benchmark:
     def end_to_end(self) -> None:
         rows = []
         for name, trainer in self.trainers.items():
-            our_steps = map(trainer.take_step, self.endless_plans(trainer.constants.erasing))
+            our_steps = map(trainer.take_step, self.endless_plans())
             others = usual_steps(trainer.constants, self.data_dir, self.device)
             ours, usual = self.by_turns(partial(next, our_steps), partial(next, others))
             speeds = (f"{BATCH / median(ours):,.0f}", f"{BATCH / median(usual):,.0f}")
@@ -233,24 +229,16 @@ class Benchmark:
         rows = []
         for name in ("resnet56", "vgg16"):
             pair = [self.trainers[name], self.trainers[f"ghost-{name}"]]
-            rows.append((name, "training step", BATCH, *self.training_cells(pair)))
-            for batch in (1, 128, 1000):
-                rows.append((name, "inference", batch, *self.inference_cells(pair, batch)))
-        columns = "network|what|batch|ordinary, ms|ghost, ms|ordinary / ghost"
-        print_table("3. Networks, ordinary and ghost", columns, rows)
+            rows.append((name, *self.training_cells(pair)))
+        columns = "network|ordinary, ms|ghost, ms|ordinary / ghost"
+        print_table("3. A training step of networks, ordinary and ghost", columns, rows)
 
     def training_cells(self, pair: list[ghostnet.Trainer]) -> list[str]:
         runs = []
         for trainer in pair:
-            plan = next(self.endless_plans(trainer.constants.erasing))
+            plan = next(self.endless_plans())
             runs.append(partial(trainer.take_step, plan))
         return milliseconds(*self.by_turns(*runs))
-
-    def inference_cells(self, pair: list[ghostnet.Trainer], batch: int) -> list[str]:
-        images = self.data.normalize(self.data.test_images[:batch])
-        models = [copy.deepcopy(trainer.model).eval() for trainer in pair]
-        return milliseconds(*self.by_turns(*[partial(self.infer, m, images) for m in models]))
-
 
     def precisions(self) -> None:
         """Both precisions where both are the hardware's own, and which one auto takes."""
@@ -264,14 +252,6 @@ class Benchmark:
         title = f"4. A training step by precision; auto takes {self.auto}"
         columns = f"network|float32, ms|{half}, ms|float32 / {half}"
         print_table(title.replace("torch.", ""), columns.replace("torch.", ""), rows)
-
-    def erasing(self) -> None:
-        rows = []
-        for name, trainer in self.trainers.items():
-            erasing = self.trainer(replace(trainer.constants, erasing=0.5), self.precision)
-            rows.append((name, *self.training_cells([erasing, trainer])))
-        columns = "network|with, ms|without, ms|with / without"
-        print_table("5. A training step, with random erasing and without", columns, rows)
 
 
 @matplotlib.style.context("default")  # whatever the user's matplotlibrc says
@@ -305,7 +285,6 @@ def main() -> None:
     benchmark.layers(arguments.image_dir / "ghost_speed.png")
     benchmark.networks()
     benchmark.precisions()
-    benchmark.erasing()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def pytest_xdist_auto_num_workers():
 def pytest_addoption(parser):
     folder = os.environ.get("CIFAR10_DIR")
     parser.addoption("--data-dir", default=folder, help="folder of the real CIFAR-10")
+    parser.addoption("--times", default=1, type=int, help="how often test_reliability tries things")
 
 
 @pytest.fixture(scope="session")

@@ -62,12 +62,6 @@ def test_an_edited_experiment_leaves_a_shipped_file_alone_and_is_what_a_new_one_
     assert files(shipped.checkpoints).items() >= before.items()
     assert ghostnet.read_checkpoint(shipped.checkpoints / "gr_s20.pth").constants.ratio == 2
 
-    shipped.edit(f'"gr_s20": {small}', f'"gr_s20": {small}, milestones=(1, 2)')
-    again = shipped.call("gr_s20")
-    run = "gr_s20-milestones1_2"
-    assert f"{run} is gr_s20 with milestones (1, 2) instead of (100, 150)\n" in again.stdout
-    assert f"{run}: epoch 1/1" in again.stdout
-
 
 SEED = "    seed: int = 0  #"
 AS_BEFORE = "    label_smoothing: float = 0.0\n    mixup: bool = False\n"
@@ -109,10 +103,6 @@ def test_a_bare_command_runs_those_of_the_three_that_are_left_in_the_experiments
     assert (done.returncode, done.stderr) == (0, "")
     assert "gr_cosine: test accuracy " in done.stdout
     assert "gr_multistep: " not in done.stdout
-    shipped.edit('    "gr_cosine": C', '    # "gr_cosine": C')
-    done = shipped.call()
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "test accuracy " not in done.stdout
 
 
 def test_a_network_of_ones_own_trains_or_is_one_line_that_says_where_to_add_it(shipped):
@@ -133,12 +123,10 @@ def test_a_network_of_ones_own_trains_or_is_one_line_that_says_where_to_add_it(s
 
 def test_a_run_that_stops_early_as_the_script_says_is_saved_and_goes_on(script):
     place = "        # To stop early: checkpoint.save(path), then break."
-    script.edit(place, f"        if epoch == 2:\n            checkpoint.save(path)\n"
-                       f"            break\n{place}")
+    stop = "        if epoch == 2:\n            checkpoint.save(path)\n            break\n"
+    script.edit(place, stop + place)
     done = script.call("resnet32", "--epochs", 3)
     assert (done.returncode, done.stderr) == (0, "")
-    checkpoint = ghostnet.read_checkpoint(script.checkpoints / "resnet32-epochs3.pth")
-    assert checkpoint.epochs == 2 and "epoch 2/3" in done.stdout
     assert "training from epoch 3" in script.call("resnet32", "--epochs", 3).stdout
 
 
@@ -174,13 +162,11 @@ def test_cifar_100_is_two_edits_and_the_picture_names_one_of_its_classes(script,
     folder = tmp_path / "cifar-100" / CIFAR100.base_folder
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
-    labels = {"train": 60 * [99], "test": 20 * [71]}
-    for name, fine in labels.items():
+    for name, fine in (("train", 60 * [99]), ("test", 20 * [71])):
         images = random.integers(0, 256, (len(fine), 3072), dtype=np.uint8)
         (folder / name).write_bytes(pickle.dumps({"data": images, "fine_labels": fine}))
     names = [f"class {number}" for number in range(100)]
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
-    (script.path.parent / "data").rename(tmp_path / "cifar-10")
 
     script.edit("datasets.CIFAR10\n", "datasets.CIFAR100\n")
     script.edit('"automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")',
@@ -193,8 +179,6 @@ def test_cifar_100_is_two_edits_and_the_picture_names_one_of_its_classes(script,
         done = script.call("gr_cosine", "--epochs", 1, "--data-dir", folder.parent)
     assert (done.returncode, done.stderr) == (0, "")
     assert titles == ["test image 12: class 71"]
-    checkpoint = torch.load(script.checkpoints / "gr_cosine-epochs1.pth")
-    assert checkpoint["model"]["fc.weight"].shape == (100, 64)
 
 
 REPORTS = [
@@ -308,34 +292,20 @@ def test_a_gpu_that_this_torch_cannot_use_is_said(script, tmp_path, monkeypatch)
     command = ["resnet32", "--epochs", 1]
     done = script.call(*command, "--device", "auto")
     assert done.returncode == 0
-    assert len(done.stderr.splitlines()) == 1
-    assert "this torch cannot use the GPU that is here" in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "this torch cannot use the GPU that is here" in line
     assert script.call(*command).stderr == ""  # --device cpu is what was asked for
     assert "--device cuda is not there" in script.call(*command, "--device", "cuda").stderr
 
 
-@pytest.mark.parametrize("error", [
-    RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile"),
-    torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 MiB"),
-])
-def test_a_gpu_that_is_there_and_fails_is_one_line_with_the_words_of_torch(
-    script, monkeypatch, error
-):
+def test_a_gpu_that_is_there_and_fails_is_one_line_with_the_words_of_torch(script, monkeypatch):
+    error = RuntimeError("CUDA error: no kernel image is available\nCompile with TORCH_USE")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "set_device", mock.Mock())
     monkeypatch.setattr(torch, "ones", mock.Mock(side_effect=error))
     done = script.call("resnet32", "--epochs", 1, "--device", "auto")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert " ".join(str(error).split()) in line
     assert "README" in line and "--device cpu" in line
-
-
-def test_a_gpu_with_too_little_memory_for_the_data_is_one_line(script, monkeypatch):
-    error = torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 146.00 MiB")
-    monkeypatch.setattr(torch, "from_numpy", mock.Mock(side_effect=error))
-    done = script.call("resnet32", "--epochs", 1)
-    assert done.returncode == 2
-    assert done.stderr == "ghostnet.py: CUDA out of memory. Tried to allocate 146.00 MiB\n"

@@ -32,14 +32,6 @@ def two_epochs(constants, device, precision, cuda_graph):
     return weights(trainer.model) - start, losses
 
 
-def addresses(trainer):
-    """Where the tensors lie that a recorded step reads and writes."""
-    tensors = [trainer.lr, trainer.plan, trainer.tally, *trainer.momentum.values()]
-    tensors += [group["lr"] for group in trainer.optimizer.param_groups]
-    tensors += trainer.model.state_dict().values()
-    return [tensor.data_ptr() for tensor in tensors]
-
-
 @pytest.fixture
 def events(monkeypatch):
     """Sizes of the plain steps, and what is recorded and replayed: by a stand-in, on the CPU."""
@@ -52,13 +44,11 @@ def events(monkeypatch):
 
     def record(trainer, plan):
         def replay():
-            assert addresses(trainer) == recorded
             events.append("replayed")
             step(trainer, trainer.plan)
 
-        trainer.plan = plan.clone()
-        recorded = addresses(trainer)
         events.append("recorded")
+        trainer.plan = plan.clone()
         trainer.graph = mock.Mock(replay=replay)
 
     monkeypatch.setattr(Trainer, "step", plain_step)
@@ -78,6 +68,22 @@ def test_full_batches_are_replayed_and_train_as_plain_steps(events, constants):
     assert losses == plain_losses
 
 
+def test_the_tensors_that_a_graph_reads_and_writes_stay_where_they_are(events):
+    def addresses():
+        tensors = [trainer.lr, trainer.plan, trainer.tally, *trainer.momentum.values()]
+        tensors += [group["lr"] for group in trainer.optimizer.param_groups]
+        tensors += [state["momentum_buffer"] for state in trainer.optimizer.state.values()]
+        tensors += trainer.model.state_dict().values()
+        return [tensor.data_ptr() for tensor in tensors]
+
+    trainer = Trainer(SMALL, few_images(train=80), FLOAT32)
+    trainer.epoch(1, "", cuda_graph=True)
+    before = addresses()
+    trainer.epoch(2, "", cuda_graph=True)
+    assert "recorded" in events
+    assert addresses() == before
+
+
 @pytest.mark.parametrize("erasing", [0.0, 0.5])
 def test_a_recorded_batch_is_that_of_the_plan_of_its_replay(erasing):
     """Recorded by torch's tracer, which refuses what waits for a GPU, as a tensor's item()."""
@@ -88,50 +94,35 @@ def test_a_recorded_batch_is_that_of_the_plan_of_its_replay(erasing):
         assert torch.equal(ours, expected)
 
 
-@pytest.fixture
-def recorder(monkeypatch):
-    """A trainer on the CPU whose step is a mock, with a stand-in for torch.cuda.graph."""
+def test_what_is_recorded_is_a_step_on_the_plan_that_a_replay_fills(monkeypatch):
     monkeypatch.setattr(ghostnet, "build_network", small_network)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", mock.Mock())
-    monkeypatch.setattr(torch.cuda, "graph", mock.MagicMock())
-    monkeypatch.setattr(Trainer, "step", mock.Mock())
-    return Trainer(SMALL, few_images(), FLOAT32)
-
-
-def test_what_is_recorded_is_a_step_on_the_plan_that_a_replay_fills(recorder):
-    recording = torch.cuda.graph.return_value
-    first = recorder.data.epoch_plan(4, 0.5)[:16]
+    monkeypatch.setattr(torch.cuda, "graph", graph := mock.MagicMock())
+    trainer = Trainer(SMALL, few_images(), FLOAT32)
+    first = trainer.data.epoch_plan(4, 0.5)[:16]
 
     def step(plan):
-        assert plan is recorder.plan
+        assert plan is trainer.plan
         assert torch.equal(plan, first)
         assert plan.data_ptr() != first.data_ptr()  # the epoch's plan stays as it is
-        recording.__enter__.assert_called_once()
-        recording.__exit__.assert_not_called()
+        graph.return_value.__enter__.assert_called_once()
+        graph.return_value.__exit__.assert_not_called()
+        raise RuntimeError("not permitted")
 
-    recorder.step.side_effect = step
-    recorder.record(first)
-    recorder.step.assert_called_once()
-    torch.cuda.graph.assert_called_once_with(recorder.graph, capture_error_mode="thread_local")
-
-
-def test_a_failed_recording_names_the_way_out(recorder):
-    recorder.step.side_effect = RuntimeError("not permitted")
+    monkeypatch.setattr(trainer, "step", step)
     with pytest.raises(UserError, match=r"not permitted.*--no-cuda-graph"):
-        recorder.record(torch.zeros(16, 4))
+        trainer.record(first)
+    graph.assert_called_once_with(trainer.graph, capture_error_mode="thread_local")
 
 
 @pytest.mark.parametrize("device, wanted, recorded", [
     ("cuda", True, True), ("cuda", False, False), ("cpu", True, False),
 ])
-def test_a_run_is_recorded_on_a_gpu_unless_it_is_told_not_to(
-    device, wanted, recorded, tmp_path, monkeypatch
-):
-    train = mock.Mock(side_effect=UserError("enough"))
-    monkeypatch.setattr(ghostnet, "train", train)
+def test_a_run_is_recorded_on_a_gpu_unless_it_is_told_not_to(tmp_path, device, wanted, recorded):
     data = SimpleNamespace(device=torch.device(device))
     arguments = Arguments(checkpoint_dir=tmp_path, cuda_graph=wanted)
-    assert not ghostnet.finish_and_test("run", SMALL, data, FLOAT32, arguments)
+    with mock.patch.object(ghostnet, "train", side_effect=UserError("enough")) as train:
+        assert not ghostnet.finish_and_test("run", SMALL, data, FLOAT32, arguments)
     assert train.call_args.args[-1] is recorded
 
 
@@ -161,53 +152,35 @@ def test_a_step_that_overflows_float16_changes_no_weight_and_halves_the_scale(mo
     assert trainer.scaler.get_scale() == 2.0**39
 
 
-@pytest.fixture
-def cpu(monkeypatch, tmp_path):
-    """Makes this computer's CPU another one; cpuinfo=None is a Mac's or a Windows'."""
-
-    def is_of(cpuinfo, avx512_bf16, amx):
-        path = tmp_path / "cpuinfo"
-        path.unlink(missing_ok=True)
-        if cpuinfo is not None:
-            path.write_text(cpuinfo)
-        monkeypatch.setattr(ghostnet, "Path", lambda name: {"/proc/cpuinfo": path}[name])
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-
-    return is_of
-
-
 INTEL = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R) CPU @ 2GHz\n"
 AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC 9R14\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 2100.00\n"
+NO_FILE = None  # as on a Mac
 
 
-@pytest.mark.parametrize("cpuinfo, avx512_bf16, amx, best", [
-    (INTEL, True, True, BFLOAT16),
-    (INTEL, True, False, FLOAT32),  # where it is the slower one
-    (AMD, True, False, BFLOAT16),
-    (AMD, False, False, FLOAT32),
-    (ARM, False, False, FLOAT32),
-    (None, True, False, FLOAT32),
+@pytest.mark.parametrize("cpuinfo, avx512_bf16, amx, best, name", [
+    (INTEL, True, True, BFLOAT16, "Intel(R) Xeon(R) CPU @ 2GHz"),
+    (INTEL, True, False, FLOAT32, "Intel(R) Xeon(R) CPU @ 2GHz"),  # where it is the slower one
+    (AMD, True, False, BFLOAT16, "AMD EPYC 9R14"),
+    (AMD, False, False, FLOAT32, "AMD EPYC 9R14"),
+    (ARM, False, False, FLOAT32, platform.machine()),
+    (NO_FILE, True, False, FLOAT32, platform.machine()),
 ])
 def test_a_cpu_trains_in_bfloat16_where_it_is_fast_and_in_what_is_asked_for(
-    cpu, monkeypatch, cpuinfo, avx512_bf16, amx, best
+    monkeypatch, tmp_path, cpuinfo, avx512_bf16, amx, best, name
 ):
+    path = tmp_path / "cpuinfo"
+    if cpuinfo is not NO_FILE:
+        path.write_text(cpuinfo)
+    monkeypatch.setattr(ghostnet, "Path", lambda name: {"/proc/cpuinfo": path}[name])
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and not what is asked for
-    cpu(cpuinfo, avx512_bf16, amx)
     assert ghostnet.pick_hardware(Arguments(device="cpu")) == (CPU, best)
     for asked in (BFLOAT16, FLOAT16, FLOAT32):
         arguments = Arguments(device="cpu", precision=str(asked).removeprefix("torch."))
         assert ghostnet.pick_hardware(arguments) == (CPU, asked)
-
-
-@pytest.mark.parametrize("cpuinfo, name", [
-    (AMD, "AMD EPYC 9R14"), (ARM, platform.machine()), (None, platform.machine()),
-])
-def test_a_cpu_is_named(cpu, monkeypatch, cpuinfo, name):
-    cpu(cpuinfo, avx512_bf16=False, amx=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert ghostnet.hardware_name(CPU) == f"{name} CPU, 7 threads"
+    assert ghostnet.hardware_name(CPU) == f"{name} CPU, {torch.get_num_threads()} threads"
 
 
 @pytest.mark.parametrize("native, given", [(True, BFLOAT16), (False, FLOAT16)])

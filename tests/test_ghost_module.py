@@ -14,7 +14,6 @@ GEOMETRIES = {
     "1x1, stride 2": {"kernel_size": 1, "stride": 2, "bias": False},
     "5x2, uneven": {"kernel_size": (5, 2), "padding": (3, 1), "stride": (2, 1)},
     "same, dilated": {"kernel_size": (3, 5), "padding": "same", "dilation": (2, 1), "bias": False},
-    "valid": {"kernel_size": 3, "padding": "valid"},
 }
 
 
@@ -74,7 +73,6 @@ def test_layers_put_inside_follow_the_convolutions_in_the_order_in_which_they_co
     torch.testing.assert_close(module(x), torch.cat([intrinsic, ghosts], dim=1))
     ordinary = F.conv2d(x, **dict(alone.primary_conv.named_parameters()), padding=1)
     torch.testing.assert_close(alone(x), inside(ordinary))
-    assert all(parameter.numel() > 0 for parameter in alone.parameters())
 
 
 ANY_BATCH = ({0: torch.export.Dim("batch")},)
@@ -147,8 +145,6 @@ def test_shape_and_attributes_are_those_of_a_convolution(geometry, padding_mode)
     ({"dw_kernel_size": 2}, "dw_kernel_size must be odd .* not 2"),
     ({"dw_kernel_size": -3}, "dw_kernel_size must be .* positive, not -3"),
     ({"dw_kernel_size": 3.0}, "dw_kernel_size must be"),
-    ({"groups": 0}, "groups must be a positive integer"),
-    ({"groups": 3}, "in_channels must be divisible by groups"),
     ({"groups": 4}, "out_channels must be divisible by groups"),
     ({"padding_mode": "mirror"}, "padding_mode must be one of"),
 ])

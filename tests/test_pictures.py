@@ -74,17 +74,13 @@ def test_the_title_says_what_is_done_to_the_maps_inside_of_a_ghost_module(
     tmp_path, figures, monkeypatch
 ):
     checkpoint = run_of(Constants(norm_inside=True), [90.0])
-    titles = []
-    for module in (1, 2):  # the two of the first block: a ReLU follows in it after the first alone
+    # The two modules of the first block: a ReLU follows in it after the first alone.
+    for module, inside in ((1, "BatchNorm2d and ReLU"), (2, "BatchNorm2d")):
         monkeypatch.setattr(ghostnet, "PICTURE_MODULE", module)
         ghostnet.print_and_draw({"gr_inside": checkpoint}, ["gr_inside"], few_images(), tmp_path)
         (title,) = figures["ghost_visualization.png"].subfigs[1].texts
-        titles.append(title.get_text())
-    layer = "gr_inside, layer blocks.0.conv"
-    assert titles == [
-        f"{layer}1: 8 of its 8 ghosts, after BatchNorm2d and ReLU",
-        f"{layer}2: 8 of its 8 ghosts, after BatchNorm2d",
-    ]
+        expected = f"gr_inside, layer blocks.0.conv{module}: 8 of its 8 ghosts, after {inside}"
+        assert title.get_text() == expected
 
 
 def test_curves_are_the_test_accuracy_and_the_loss_of_each_run_by_epoch(tmp_path, figures):

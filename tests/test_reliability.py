@@ -1,19 +1,32 @@
-"""Kills, full disks, damaged files, several processes, odd commands: nothing is lost."""
+"""Kills, full disks, damaged files, several processes, odd command lines: nothing is lost.
+
+    python -m pytest tests/test_reliability.py --times=10
+
+kills a run 20 times, half of them inside of a save, flips 600 bits of two checkpoints, tries 400
+command lines and starts 8 processes at once.
+"""
 
 import contextlib
 import fcntl
+import io
+import math
 import os
+import pickle
 import random
 import re
 import resource
 import shutil
+import sys
+import time
 from dataclasses import replace
+from signal import SIGKILL, SIGTERM
+from unittest import mock
 
 import filelock
 import pytest
-import reliability
 import torch
-from tiny import Script, at_step, files, interrupt, option_words
+import tyro
+from tiny import Script, at_step, files, finish, interrupt, option_words
 from torchvision.datasets import CIFAR10
 
 import ghostnet
@@ -21,6 +34,13 @@ import ghostnet
 RUN = ("resnet32", "--epochs", 1)
 HALF = ("resnet32", "--epochs", 2, "--batch-size", 25)  # two steps an epoch
 HALF_NAME = "resnet32-epochs2-batch_size25.pth"
+DIRECTORY = 60_000  # bytes at the end of a checkpoint that hold the directory of its archive
+
+
+@pytest.fixture
+def times(request):
+    """How often as much as usual is tried."""
+    return request.config.getoption("--times")
 
 
 def complaint(done, code=2):
@@ -52,9 +72,43 @@ def known(script, trained):
 # -------------------------------------------------------------------------------- stopped, failing
 
 
-def test_a_run_stopped_in_every_way_ends_as_one_never_stopped(script):
-    for what, survived in reliability.kills(script, 2, random.Random(0)):
-        assert survived, what
+def contents(path):
+    """All that a repeated run must repeat to the bit: not the measured seconds."""
+    checkpoint = ghostnet.read_checkpoint(path)
+    bits = []
+    for name, tensor in [*checkpoint.model.items(), *checkpoint.momentum.items()]:
+        bits.append((name, tensor.dtype, tensor.numpy().tobytes()))
+    return checkpoint.constants, {**checkpoint.history, "seconds": None}, bits
+
+
+def test_a_run_stopped_at_random_and_inside_of_saves_ends_as_one_never_stopped(script, times):
+    script.edit("SAVE_SECONDS = 10", "SAVE_SECONDS = 0")
+    epochs = 16 * times
+    command = ("resnet32", "--batch-size", 25, "--epochs", epochs)
+    path = script.checkpoints / f"resnet32-epochs{epochs}-batch_size25.pth"
+    rng = random.Random(0)
+    before = 0
+    for _ in range(times):
+        stop = rng.choice([SIGKILL, SIGTERM])
+        process = script.start(*command)
+        assert any(": epoch " in line for line in process.stdout)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(stop)
+        assert finish(process).returncode == -stop
+        reached = ghostnet.read_checkpoint(path).epochs
+        assert before < reached < epochs
+        before = reached
+        assert script.run(*command, patches="quick,kill_inside_a_save").returncode == -SIGKILL
+        assert path.with_name(f".{path.name}.tmp").exists()
+        assert ghostnet.read_checkpoint(path).epochs == before
+    done = script.call(*command)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "epoch 1/" not in done.stdout
+    assert not list(script.checkpoints.glob("*.tmp"))
+    stopped = contents(path)
+    path.unlink()
+    script.call(*command)
+    assert contents(path) == stopped
 
 
 def test_ctrl_c_is_one_line_and_ends_nothing_but_the_script(script, monkeypatch):
@@ -86,21 +140,16 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(known, monkeyp
     assert files(known.checkpoints) == before
 
 
-def test_too_little_memory_is_one_line_and_costs_one_run(known, monkeypatch):
+def test_a_run_that_fails_is_one_line_and_an_exit_code_and_a_cluster_s_processes_all_report(
+    known, monkeypatch
+):
     def fail(_):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB")
 
+    monkeypatch.setenv("RANK", "1")  # without torchrun
     monkeypatch.setattr(torch.optim.SGD, "step", at_step(1, fail))
     done = known.call("resnet56", "resnet32", "--epochs", 1)
     assert "resnet56-epochs1: CUDA out of memory. Tried to allocate 20.00 MiB" in complaint(done)
-    assert "resnet32-epochs1: test accuracy" in done.stdout
-
-
-def test_a_run_that_fails_is_an_exit_code_and_a_cluster_s_processes_all_report(known, monkeypatch):
-    monkeypatch.setenv("RANK", "1")  # without torchrun
-    (known.checkpoints / "resnet56-epochs1.pth").write_bytes(b"")
-    done = known.call("resnet56", "resnet32", "--epochs", 1)
-    assert "resnet56-epochs1.pth is no checkpoint" in complaint(done)
     assert "| resnet32-epochs1 " in done.stdout
     assert "resnet32-epochs1: test accuracy" in done.stdout
 
@@ -109,13 +158,73 @@ def test_a_run_that_fails_is_an_exit_code_and_a_cluster_s_processes_all_report(k
 
 
 @pytest.mark.parametrize("name", [HALF_NAME, "gr_cosine-epochs1.pth"])
-def test_a_flipped_bit_is_refused_or_changes_nothing(name, trained):
-    for _, survived in reliability.flips(trained.checkpoints / name, 30, random.Random(0)):
-        assert survived
+def test_a_flipped_bit_is_refused_or_changes_nothing(name, trained, times):
+    """Every other one is in the directory of the archive, which ends the file."""
+    expected = contents(trained.checkpoints / name)
+    content = (trained.checkpoints / name).read_bytes()
+    path = trained.folder / "flipped"
+    rng = random.Random(0)
+    for attempt in range(30 * times):
+        flipped = bytearray(content)
+        span = DIRECTORY if attempt % 2 else len(content)
+        flipped[-1 - rng.randrange(span)] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            assert contents(path) == expected
+        except ghostnet.UserError:
+            assert path.read_bytes() == flipped
+
+
+class Bomb:
+    """Unpickled, it ends the process."""
+
+    def __reduce__(self):
+        return sys.exit, ("code in a file was run",)
+
+
+def foreign_files(whole):
+    """Contents that no run may go on from, by what is wrong."""
+    content = whole.read_bytes()
+    fields = torch.load(whole, weights_only=True)
+    constants = fields["constants"]
+    history = fields["history"]
+    model = fields["model"]
+    files = {"empty": b"", "a web page": b"<html>", "code": pickle.dumps(Bomb())}
+    for length in (1, 100, len(content) // 2, len(content) - 22, len(content) - 1):
+        files[f"cut to {length} bytes"] = content[:length]
+    changed = {
+        "another network": {"constants": {**constants, "network": "vgg16"}},
+        "a constant that no run has": {"constants": {**constants, "lr": -1.0}},
+        "an unknown constant": {"constants": {**constants, "dropout": 0.5}},
+        "more epochs than there are": {"history": {name: 9 * history[name] for name in history}},
+        "no epochs": {"history": {name: [] for name in history}},
+        "a ragged history": {"history": {**history, "seconds": [1.0, 1.0, 1.0]}},
+        "an infinite loss": {"history": {**history, "loss": [math.inf]}},
+        "a nested history": {"history": {name: [history[name]] for name in history}},
+        "a weight less": {"model": dict([*model.items()][1:])},
+        "no numbers": {"model": {name: t * math.nan for name, t in model.items()}},
+        "code in a known place": {"trained_on": Bomb()},
+        "one field more": {"more": 1},
+    }
+    momentum = fields["momentum"]
+    if momentum:  # of a run that is not finished
+        changed["no momentum"] = {"momentum": {}}
+        changed["another momentum"] = {"momentum": dict.fromkeys(momentum, torch.ones(1))}
+    saved = {"a tensor": torch.zeros(3), "weights alone": model}
+    for name, change in changed.items():
+        saved[name] = {**fields, **change}
+    for part in fields:
+        saved[f"nothing as {part}"] = {**fields, part: None}
+        saved[f"without {part}"] = {key: fields[key] for key in fields if key != part}
+    for name, value in saved.items():
+        file = io.BytesIO()
+        torch.save(value, file)
+        files[name] = file.getvalue()
+    return files
 
 
 def test_each_bad_file_is_one_line_and_the_other_runs_go_on(known, recwarn):
-    bad = reliability.foreign_files(known.checkpoints / HALF_NAME)
+    bad = foreign_files(known.checkpoints / HALF_NAME)
     for seed, content in enumerate(bad.values(), 1):
         (known.checkpoints / f"resnet32-epochs1-seed{seed}.pth").write_bytes(content)
     before = files(known.checkpoints)
@@ -132,10 +241,9 @@ def test_each_bad_file_is_one_line_and_the_other_runs_go_on(known, recwarn):
     assert not [warning for warning in recwarn if "ghostnet" in warning.filename]
 
 
-@pytest.mark.parametrize("other", ["gr_cosine-epochs1.pth", "resnet32-epochs1.pth"])
-def test_the_file_of_another_network_or_seed_is_refused_and_stays(other, known):
+def test_the_file_of_another_seed_is_refused_and_stays(known):
     path = known.checkpoints / "resnet32-epochs1-seed1.pth"
-    shutil.copy(known.checkpoints / other, path)
+    shutil.copy(known.checkpoints / "resnet32-epochs1.pth", path)
     before = files(known.checkpoints)
     done = known.call(*RUN, "--seeds", 1, 0)
     assert f"{path} holds another run: move it away" in complaint(done)
@@ -146,9 +254,21 @@ def test_the_file_of_another_network_or_seed_is_refused_and_stays(other, known):
 # ------------------------------------------------------------------------ several processes, data
 
 
-def test_processes_share_a_first_start_and_a_list_of_runs_and_train_each_once(script):
-    for what, survived in reliability.first_starts(script, 2):
-        assert survived, what
+def test_processes_share_a_first_start_and_a_list_of_runs_and_train_each_once(script, times):
+    script.call("resnet32", "--epochs", 1)
+    shutil.rmtree(script.data)
+    (script.folder / "meeting").mkdir()
+    number = min(2 * times, 8)
+    meeting = {"MEETING": str(script.folder / "meeting"), "NUMBER": str(number)}
+    command = ("resnet32", "--epochs", 1, "--seeds", *range(number))
+    processes = [script.start(*command, patches="quick,meet", **meeting) for _ in range(number)]
+    outs = []
+    for process in processes:
+        done = finish(process)
+        assert (done.returncode, "| resnet32-epochs1 " in done.stdout) == (0, True)
+        outs.append(done.stdout)
+    assert "".join(outs).count("downloading") == 1
+    assert "".join(outs).count(": epoch 1/1") == number - 1
 
 
 def test_processes_of_torchrun_share_runs_of_which_one_fails_and_the_last_to_end_shows_all(script):
@@ -252,24 +372,59 @@ CHANGED = {
 }
 
 
+def try_command_line(words):
+    """The runs of a command line, or the text that refuses it; whatever else is raised is a bug."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) as err,
+        mock.patch.object(sys, "argv", ["ghostnet.py", *words]),
+    ):
+        try:
+            return ghostnet.name_runs(tyro.cli(ghostnet.Arguments), {})
+        except ghostnet.UserError as error:
+            return str(error)
+        except SystemExit as stop:
+            assert stop.code == 2
+    return err.getvalue()
+
+
 def test_every_constant_that_is_changed_is_in_the_name_of_the_run():
     assert CHANGED.keys() == vars(ghostnet.Constants()).keys()
     for key, value in CHANGED.items():
-        runs = reliability.try_command_line(["gr_cosine", *option_words(key, value)])
+        runs = try_command_line(["gr_cosine", *option_words(key, value)])
         expected = replace(ghostnet.Constants(), **{key: value})
         text = "1_2" if key == "milestones" else value
         assert runs == {f"gr_cosine-{key}{text}": expected}
-    runs = reliability.try_command_line(["gr_multistep", "--schedule", "cosine"])  # the default
+    runs = try_command_line(["gr_multistep", "--schedule", "cosine"])  # the default
     assert runs == {"gr_multistep-schedulecosine": ghostnet.Constants()}
 
 
-def test_any_command_line_is_runs_with_names_of_their_own_or_a_refusal():
-    attempts = list(reliability.command_lines(40, random.Random(0)))
-    assert len({what for what, _ in attempts}) == 2
-    assert all(survived for _, survived in attempts)
-    refused = "resnet101; ../gr_cosine; --fresh; --lr=0.1=0.2; --network; --epochs 1 2; --seeds -1"
-    for words in refused.split(";"):
-        assert isinstance(reliability.try_command_line(["resnet56", *words.split()]), str), words
+OPTIONS = [f"--{name.replace('_', '-')}" for name in CHANGED]
+OPTIONS += ["gr_cosine", "resnet32", "gv_s3", "--seeds", "--image-dir", "--device", "--frehs"]
+VALUES = ["1", "3", "512", "0.5", "1e-3", "1 2", "vgg16", "cosine", "cpu"]
+VALUES += ["", "0", "-1", "nan", "inf", "1e400", "9" * 5000, "two\nlines", "-x"]
+
+
+def test_any_command_line_is_runs_with_names_of_their_own_or_a_refusal(times):
+    """Up to three options each, with values that may be theirs, or with random characters."""
+    rng = random.Random(0)
+    names = {}
+    refused = 0
+    for _ in range(40 * times):
+        words = []
+        for _ in range(rng.randint(0, 3)):
+            noise = "".join(map(chr, rng.choices(range(1, 0xD800), k=5)))
+            words += [rng.choice(OPTIONS), *rng.choice([*VALUES, noise]).split(" ")]
+        answer = try_command_line(words)
+        if isinstance(answer, str):
+            assert answer.strip()
+            refused += 1
+        else:
+            assert all(names.setdefault(name, answer[name]) == answer[name] for name in answer)
+    assert names and refused > 0
+    for words in ("resnet101", "../gr_cosine", "--fresh", "--lr=0.1=0.2", "--network",
+                  "--epochs 1 2", "--seeds -1"):
+        assert isinstance(try_command_line(["resnet56", *words.split()]), str), words
 
 
 @pytest.mark.parametrize("old, new", [
