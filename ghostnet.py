@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 # ---------- constants
 # A comment at the end of a line is also the help of its option. The zero of a constant that you add
-# (0.0, False) must mean "as before": files that lack the constant are read with zero.
+# (0.0, False) must mean "as before": files that lack it are read with zero.
 @dataclass(frozen=True)
 class Constants:
     """All that defines a run: edit a default here, or give it as an option."""
@@ -149,7 +149,7 @@ class GhostModule(nn.Module):
         if not isinstance(d, int) or d < 1 or d % 2 == 0:
             raise ValueError(f"dw_kernel_size must be odd and positive, not {d}")
         options = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
-        # The ordinary convolution, without memory: it refuses arguments that are wrong for it.
+        # The ordinary convolution, without memory, refuses wrong arguments.
         nn.Conv2d(in_channels, out_channels, *options, device="meta")
         self.out_channels = out_channels
         self.ratio = min(ratio, max(1, out_channels // groups))  # at most the maps of a group
@@ -158,7 +158,7 @@ class GhostModule(nn.Module):
         self.primary_conv = nn.Conv2d(in_channels, intrinsic, *options, device, dtype)
         self.cheap_operation = None
         if self.ghosts > 0:
-            # Depthwise: each ghost is made from one intrinsic map. A few may be too many.
+            # Depthwise: a ghost is made from one intrinsic map. forward() cuts off those too many.
             made = intrinsic * (self.ratio - 1)
             self.cheap_operation = nn.Conv2d(
                 intrinsic, made, d, padding=d // 2, groups=intrinsic, bias=bias,
@@ -178,7 +178,8 @@ class GhostModule(nn.Module):
         if self.cheap_operation is None:
             return intrinsic
         ghosts = self.cheap_operation(intrinsic)
-        if self.cheap_operation.out_channels > self.ghosts:  # else it would cost a copy in backward
+        # Narrowing nothing would cost a copy in the backward pass.
+        if self.cheap_operation.out_channels > self.ghosts:
             ghosts = ghosts.narrow(-3, 0, self.ghosts)
         return torch.cat([intrinsic, self.cheap_norm(ghosts)], dim=-3)
 
@@ -186,7 +187,7 @@ class GhostModule(nn.Module):
 # What other code asks of an nn.Conv2d, the primary one answers. Setting it would change nothing.
 for attribute in ("in_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
     answer = property(lambda ghost, attribute=attribute: getattr(ghost.primary_conv, attribute))
-    setattr(GhostModule, attribute, torch.jit.unused(answer))  # torch.jit.script skips it
+    setattr(GhostModule, attribute, torch.jit.unused(answer))
 
 
 def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
@@ -198,7 +199,7 @@ def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
         - it is grouped, frozen or a subclass's, or another layer has the same weight
         - it has a hook, a forward of its own, or a parameter, buffer or part more (as pruned ones)
         - it would be no cheaper as a ghost module
-    Raises ValueError, the model unchanged, for bad arguments or where nothing is to be replaced.
+    Raises ValueError, the model unchanged, for bad arguments or nothing to replace.
     """
     kept = modules_to_keep(model, keep)
     holders = Counter()  # number of modules that hold a parameter
@@ -207,7 +208,7 @@ def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
         holders.update(module.parameters(recurse=False))
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             for layer, next_layer in pairwise(module):
-                if isinstance(next_layer, nn.modules.batchnorm._BatchNorm):  # the base of all
+                if isinstance(next_layer, nn.modules.batchnorm._BatchNorm):
                     normalized.add(layer)
     ghosts = {}
     for conv in model.modules():
@@ -228,7 +229,7 @@ def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
         )
         # Each parameter is used once at each position: fewer of them are fewer multiply-adds.
         size = conv.weight.numel() + bias * conv.out_channels
-        if sum(parameter.numel() for parameter in ghost.parameters()) < size:
+        if sum(p.numel() for p in ghost.parameters()) < size:
             ghosts[conv] = ghost.train(conv.training)
     if not ghosts:
         raise ValueError("no dense nn.Conv2d to replace: the docstring says what is left alone")
@@ -475,7 +476,7 @@ RECORD_AFTER = 3  # plain steps before the graph is recorded, in which cudnn cho
 def pick_hardware(arguments):
     """The device and the precision; processes of torchrun and Slurm take the GPUs in turn."""
     usable = torch.cuda.is_available()
-    require(usable or arguments.device != "cuda", "--device cuda is not there: use auto or cpu")
+    require(usable or arguments.device != "cuda", "--device cuda is not there")
     if usable and arguments.device != "cpu":
         task = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
         device = torch.device("cuda", int(task) % torch.cuda.device_count())
@@ -491,7 +492,7 @@ def pick_hardware(arguments):
         device = torch.device("cpu")
         precision = torch.bfloat16 if has_fast_bfloat16() else torch.float32
         if arguments.device == "auto" and shutil.which("nvidia-smi"):
-            complain("this torch cannot use the GPU that is here: see the README, older drivers")
+            complain("this torch cannot use the GPU that is here: see README, older drivers")
     if arguments.precision != "auto":
         precision = getattr(torch, arguments.precision)
     return device, precision
@@ -562,7 +563,7 @@ class Trainer:
         others = [p for name, p in parameters.items() if name not in cheap]
         self.optimizer = torch.optim.SGD(
             [{"params": others, "weight_decay": constants.weight_decay},
-             {"params": [*cheap.values()], "weight_decay": constants.cheap_weight_decay}],
+             {"params": cheap.values(), "weight_decay": constants.cheap_weight_decay}],
             self.lr, constants.momentum, nesterov=constants.momentum > 0, fused=True,
         )
         # SGD would make these in its first step; a run that goes on fills them before.
@@ -630,7 +631,7 @@ HISTORY = ("loss", "train_accuracy", "test_accuracy", "seconds")  # accuracies i
 ADDED_LATER = {"padding": 4}  # of a constant that older files lack, the value that is not zero
 SAVE_SECONDS = 10  # shortest time between saves; on a fast GPU an epoch takes less than a save
 TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
-FIRST_PROCESS = not TORCHRUN or os.environ["RANK"] == "0"  # the one that reports at the start
+FIRST_PROCESS = not TORCHRUN or os.environ["RANK"] == "0"  # the one that reports
 
 
 def check_constants(constants):
@@ -743,7 +744,7 @@ def read_checkpoint(path):
         checkpoint.constants = Constants(**constants)
         checkpoint.check()
         return checkpoint
-    except Exception as error:  # a file by another hand can raise anything
+    except Exception as error:  # a foreign file can raise anything
         message = f"{path} is no checkpoint of this script ({error!s:.150}): move it"
         raise UserError(message) from None
 
@@ -823,7 +824,7 @@ def train(checkpoint, path, data, precision, cuda_graph):
         line = f"{title}, loss {loss:.4f}, train {train_accuracy:.2f}%, test {test_accuracy:.2f}%"
         left = timedelta(seconds=round((constants.epochs - epoch) * seconds))
         print(f"{line}, {seconds:.1f} s, {left} left")
-        # To stop early: checkpoint.save(path), then break. The same command would go on from there.
+        # To stop early: checkpoint.save(path), then break. The same command goes on from there.
 
 
 def finish_and_test(run, constants, data, precision, arguments):
@@ -1021,7 +1022,7 @@ def print_and_draw(checkpoints, runs, data, folder):
             print(f"\n{title}{results_table(shown)}")
     print(f"\npictures in {folder}\n")
     folder.mkdir(parents=True, exist_ok=True)
-    # A user's own style would change the pictures; several processes may draw at the same time.
+    # A user's own style would change pictures; several processes may draw at the same time.
     with matplotlib.style.context("default"), filelock.FileLock(folder / ".pictures.lock"):
         draw_curves(checkpoints, folder / "training_curves.png")
         for run in runs:
@@ -1040,7 +1041,7 @@ def main():
     if FIRST_PROCESS:
         print(f"{hardware_name(device)}, {precision}, torch {torch.__version__}")
         for name, error in refused.items():
-            if name not in runs:  # else the run itself complains
+            if name not in runs:  # else its run complains
                 complain(f"{error}; it is left out of the table")
         for name, network in (("resnet-56", "resnet56"), ("vgg-16", "vgg16")):
             constants = Constants(network=network)
