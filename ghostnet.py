@@ -232,7 +232,7 @@ def replace_conv_with_ghost(model, ratio=2, dw_kernel_size=3, keep=()):
         if sum(p.numel() for p in ghost.parameters()) < size:
             ghosts[conv] = ghost.train(conv.training)
     if not ghosts:
-        raise ValueError("no dense nn.Conv2d to replace: the docstring says what is left alone")
+        raise ValueError("no dense nn.Conv2d to replace: see the docstring")
     for conv, ghost in ghosts.items():
         # The object itself becomes the ghost, for all that hold it, and keeps your attributes.
         standard = vars(ghost.primary_conv)
@@ -367,7 +367,7 @@ class UserError(Exception):
     """Something that the user can mend: one line on stderr and exit code 2, no traceback."""
 
 
-# What ends a run by one line: NotImplementedError is raised by a disk without locks.
+# What ends in one line. NotImplementedError is raised by a disk without locks.
 MENDABLE = (UserError, OSError, NotImplementedError, torch.OutOfMemoryError)
 
 
@@ -457,7 +457,7 @@ class Cifar10:
         padded = F.pad(self.train_images[index], (0, 0, padding, padding, padding, padding))
         crops = padded.unfold(1, self.size[0], 1).unfold(2, self.size[1], 1)  # all, as views
         image = torch.arange(len(plan), device=plan.device)
-        images = crops[image, top, left].permute(0, 2, 3, 1)
+        images = crops[image, top, left].permute(0, 2, 3, 1)  # a view: memory is NHWC throughout
         images = torch.where(mirrored.view(-1, 1, 1, 1) == 1, images.flip(2), images)
         images = self.normalize(images)
         if plan.shape[1] > 4:
@@ -610,7 +610,7 @@ class Trainer:
 
     def epoch(self, number, title, cuda_graph):
         """Train an epoch; mean loss and accuracy in percent of its batches, as they came."""
-        # Seeded anew, so that a resumed run draws what it would have drawn without a stop.
+        # Seeded anew: a resumed run draws what it would have drawn without a stop.
         torch.manual_seed(10**6 * self.constants.seed + number)
         self.model.train()
         self.lr.fill_(learning_rate(self.constants, number))
@@ -645,7 +645,7 @@ def check_constants(constants):
     for name, (low, high) in limits.items():
         value = getattr(constants, name)
         fits = isinstance(value, type(low) | int) and low <= value <= high
-        require(fits, f"{name} must be of type {type(low).__name__}, from {low} to {high}")
+        require(fits, f"{name} must be {type(low).__name__}, from {low} to {high}")
     require(constants.dw_kernel_size % 2 == 1, "dw_kernel_size must be odd")
     for name in ("network", "schedule"):
         choices = get_args(get_type_hints(Constants)[name])

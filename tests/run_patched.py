@@ -23,10 +23,6 @@ def quick():
         mock.patch(name, stand_in).start()
 
 
-def no_matplotlib_inline():
-    sys.modules["matplotlib_inline"] = None  # as where it is not installed
-
-
 def kill_inside_a_save():
     """End the process inside of its first save of a checkpoint, with a part of it written."""
 
@@ -59,7 +55,7 @@ def meet():
     os.fsync = slow_sync
 
 
-patches = sys.argv[1].split(",")
+patches = filter(None, sys.argv[1].split(","))
 sys.argv = sys.argv[2:]
 for name, value in published(Path(os.environ["TINY"])).items():
     setattr(torchvision.datasets.CIFAR10, name, value)

@@ -264,8 +264,8 @@ def test_the_backend_of_a_notebook_and_a_users_own_style_change_nothing(script, 
     style.write_text("savefig.format: pdf\nimage.origin: lower\ntext.usetex: True\n")
     done = script.run(
         *("gr_cosine", "--epochs", 1),
-        patches="no_matplotlib_inline",
-        MPLBACKEND="module://matplotlib_inline.backend_inline",
+        patches="",
+        MPLBACKEND="inline of a notebook that is not installed here",
         MATPLOTLIBRC=str(style),
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -116,7 +116,7 @@ def save(stored, path, orientation):
     stored.save(path, exif=exif)
 
 
-@pytest.mark.parametrize("orientation, form", enumerate(FORMS, 1))
+@pytest.mark.parametrize("orientation, form", [*enumerate(FORMS, 1)])
 def test_a_picture_is_the_same_in_every_form(dog, lines_of, tmp_path, orientation, form):
     seen = Image.fromarray(dog)
     if form in ("L", "LA", "I;16"):

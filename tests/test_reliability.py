@@ -83,7 +83,7 @@ def contents(path):
 
 def test_a_run_stopped_at_random_and_inside_of_saves_ends_as_one_never_stopped(script, times):
     script.edit("SAVE_SECONDS = 10", "SAVE_SECONDS = 0")
-    epochs = 16 * times
+    epochs = 24 * times
     command = ("resnet32", "--batch-size", 25, "--epochs", epochs)
     path = script.checkpoints / f"resnet32-epochs{epochs}-batch_size25.pth"
     rng = random.Random(0)
@@ -395,6 +395,8 @@ def test_every_constant_that_is_changed_is_in_the_name_of_the_run():
         expected = replace(ghostnet.Constants(), **{key: value})
         text = "1_2" if key == "milestones" else value
         assert runs == {f"gr_cosine-{key}{text}": expected}
+    multistep = ghostnet.Constants(schedule="multistep")
+    assert try_command_line(["gr_multistep"]) == {"gr_multistep": multistep}
     runs = try_command_line(["gr_multistep", "--schedule", "cosine"])  # the default
     assert runs == {"gr_multistep-schedulecosine": ghostnet.Constants()}
 

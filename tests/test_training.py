@@ -260,6 +260,7 @@ ODD = st.one_of(st.integers(-3, 1000), st.floats(), st.floats(0, 2), st.text(), 
 @given(st.sampled_from(list(LIMITS)), ODD)
 @example("erasing", 1.0)
 @example("seed", -1)
+@example("dw_kernel_size", 2)
 @example("dw_kernel_size", 15)
 def test_odd_constants_are_refused_by_name_and_all_others_are_possible(name, value):
     typed = isinstance(value, type(getattr(Constants(), name)) | int)

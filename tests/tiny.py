@@ -14,7 +14,6 @@ import tarfile
 from pathlib import Path
 from unittest import mock
 
-import matplotlib.image
 import numpy as np
 import torch
 from torchvision.datasets import CIFAR10
@@ -152,6 +151,8 @@ ODD_STYLE = {"savefig.format": "pdf", "figure.facecolor": "red"}  # that a user 
 
 def size_of_white_png(path):
     """The width and the height of a picture that has no user's style."""
+    import matplotlib.image  # not before a script that is run here
+
     picture = matplotlib.image.imread(path)
     assert (picture[0, 0] == 1).all()
     return picture.shape[1], picture.shape[0]
