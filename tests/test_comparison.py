@@ -130,7 +130,7 @@ def test_runs_that_differ_in_cheap_decay_alone_are_compared(printed):
     title = lines.index("**What weight decay does to ghosts**")
     assert lines[title + 4 : title + 7] == [
         "| gr_cosine | 0 | 0.0025 | 93.50 | 93.50 | 0 of 1064 |",
-        "| batch128/decayed | 0.0005 | 93.0000 | 93.00 | 93.12 | 0 of 1064 |",
+        "| batch128/decayed | 0.0005 | 193.0000 | 93.00 | 93.12 | 0 of 1064 |",
         "",
     ]
 
@@ -165,7 +165,7 @@ def test_runs_with_random_erasing_stand_apart_each_beside_the_same_without(print
     ghost = "ghost-resnet56 | 200 | 93.50 +- 0.71 (2) | 92.00"
     assert lines[title + 4 : title + 7] == [
         f"| gr_erasing | {ghost} | 0.0250 | 0.0025 | abacus | 2:00:00 |",
-        "| resnet32_erasing | resnet32 | 200 | 95.00 | - | 95.0000 | - | abacus | 2:00:00 |",
+        "| resnet32_erasing | resnet32 | 200 | 95.00 | - | 195.0000 | - | abacus | 2:00:00 |",
         "",
     ]
 

@@ -70,7 +70,7 @@ def test_the_docstring_ends_with_the_lines_that_the_bare_command_ends_with():
 
 
 def test_an_unfinished_run_is_in_the_table_with_all_that_it_was_trained_on():
-    run = run_of(Constants(epochs=3), [90.0, 60.0])
+    run = run_of(Constants(epochs=3), [90.0, 60.0], seconds=[90.0, 60.0])
     run.trained_on = "NVIDIA H200, torch.bfloat16, torch 1; "
     run.trained_on += "Intel(R) Xeon(R) CPU @ 2.20GHz CPU, 2 threads, torch.float32, torch 2; "
     run.trained_on += "NVIDIA H200, torch.bfloat16, torch 2"
