@@ -367,7 +367,7 @@ class UserError(Exception):
     """Something that the user can mend: one line on stderr and exit code 2, no traceback."""
 
 
-# What ends in one line. NotImplementedError is raised by a disk without locks.
+# Told in one line, too. NotImplementedError is raised by a disk without locks.
 MENDABLE = (UserError, OSError, NotImplementedError, torch.OutOfMemoryError)
 
 
