@@ -61,10 +61,11 @@ def test_the_tables_are_those_that_comparison_py_prints():
 def test_numbers_in_the_text_are_those_of_the_files():
     on_h200 = OLDER["gr_multistep-cheap_weight_decay0.0005"].history["seconds"]
     assert f"takes {min(on_h200):.1f} s on an H200 without other runs" in TEXT
-    short, long = RUNS["gr_cosine-epochs30"], RUNS["gr_cosine"]
-    assert f"{short.accuracy:.2f}% by 30 epochs and {long.accuracy:.2f}% by 200" in TEXT
-    hours = [run.epochs * min(run.history["seconds"]) / 3600 for run in (short, long)]
-    assert f"these take {hours[0]:.1f} and {hours[1]:.1f} hours" in TEXT
+    runs = [RUNS[name] for name in ("gr_cosine-epochs30", "gr_cosine", "gr_erasing")]
+    short, long, erasing = [f"{run.accuracy:.2f}%" for run in runs]
+    assert f"{short} by 30 epochs, {long} by 200 and {erasing} by 200 with random erasing" in TEXT
+    hours = [f"{run.epochs * min(run.history['seconds']) / 3600:.1f}" for run in runs]
+    assert f"these take {hours[0]}, {hours[1]} and {hours[2]} hours" in TEXT
     decays = ("", "-cheap_weight_decay0.0005")
     gr, gr_decayed = [OLDER[f"gr_cosine{decay}"] for decay in decays]
     gv, gv_decayed = [OLDER[f"gv_cosine{decay}"] for decay in decays]
